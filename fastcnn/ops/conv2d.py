@@ -1,0 +1,84 @@
+"""The general convolution (stems, k x k): forward and backward with prologue and epilogue."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcnn.ops import activations
+from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
+from fastcnn.ops.layout import accumulation_dtype
+from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
+from fastcnn.ops.registry import Pair, register
+
+
+def _forward_fake(x, weight, *rest):
+    stride, padding, dilation, _groups, stats = rest[-5:]
+    return convolution_fake(x, weight, stride, padding, dilation, stats)
+
+
+def _backward_fake(grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, *rest):
+    return convolution_backward_fake(grad, x, weight, *rest[-3:])
+
+
+@register(_forward_fake)
+def conv2d_fwd(
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Any convolution with prologue and epilogue; weight [C, K / groups, R, S]. Returns y, mean, var."""
+    a = prologue(x, in_scale, in_shift, in_act)
+    y = F.conv2d(a, weight.to(a.dtype), None, stride, padding, dilation, groups)
+    return epilogue(y, out_scale, out_shift, out_act, residual, stats)
+
+
+@register(_backward_fake)
+def conv2d_bwd(
+    grad: Tensor,
+    y: Tensor | None,
+    y_scale: Tensor | None,
+    y_shift: Tensor | None,
+    y_act: int,
+    coef: Tensor | None,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_shift: Tensor | None,
+    x_act: int,
+    x_mean: Tensor | None,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    need_dx: bool,
+    need_dw: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of conv2d_fwd. Returns dx, dw, sums."""
+    acc = accumulation_dtype(x)
+    dy = gradient_prologue(grad, y, y_scale, y_shift, y_act, coef)
+    a = prologue(x, x_scale, x_shift, x_act)
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight.to(a.dtype), None, stride, padding, dilation, False, [0, 0], groups, [need_dx, need_dw, False]
+    )
+    empty = torch.empty(0, dtype=acc, device=x.device)
+    dw = dw.to(acc).contiguous() if need_dw else empty
+    if not need_dx:
+        return grad.new_empty(0), dw, empty
+    if x_act != activations.NONE:
+        dx = (dx.to(acc) * activations.derivative(affine(x, x_scale, x_shift), x_act)).to(grad.dtype)
+    dx = dx.contiguous(memory_format=torch.channels_last)
+    return dx, dw, gradient_sums(dx.to(acc), x, x_mean) if need_sums else empty

@@ -1,0 +1,312 @@
+"""A chain of convolutions with deferred normalisation: the one autograd function behind every fused op.
+
+Raw convolution outputs pass from convolution to convolution; each one's normalisation and activation are the next
+one's prologue, forward and backward, and exist in registers only. Saved for backward are the input and the raw outputs;
+activations are recomputed. Only the last normalisation is written to memory, with the activation and the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastcnn.ops import activations, inference
+from fastcnn.ops.layout import accumulation_dtype, conv_out_size, to_nhwc
+
+Pair = tuple[int, int]
+ops = torch.ops.fastcnn
+
+
+class Affine(NamedTuple):
+    """A constant or learnable scale and shift per channel [C]; None is 1 and 0. A convolution's bias is a shift."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+class BatchNorm(NamedTuple):
+    """What torch.nn.functional.batch_norm takes: affine parameters, running statistics, and how to use them.
+
+    With ``training`` the batch's statistics normalise, and the running ones move towards them by ``momentum``.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution of a chain, then its normalisation, then its activation.
+
+    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise) or "conv2d".
+    """
+
+    op: str
+    weights: tuple[Tensor, ...]
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    norm: Affine | BatchNorm | None = None
+    act: str = "none"
+
+
+class _Geometry(NamedTuple):
+    """A Conv without its tensors: what the autograd function keeps as a constant."""
+
+    op: str
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    norm: str  # "none", "affine", "frozen" or "train"
+    act: int
+    eps: float
+
+
+_SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean, var
+
+
+def _flatten(conv: Conv) -> tuple[_Geometry, list[Tensor | None]]:
+    norm, mean, var, eps = conv.norm, None, None, 0.0
+    scale = shift = None
+    kind = "none"
+    if isinstance(norm, BatchNorm):
+        kind = "train" if norm.training else "frozen"
+        scale, shift, eps = norm.weight, norm.bias, norm.eps
+        if kind == "frozen":
+            mean, var = norm.running_mean, norm.running_var
+    elif norm is not None and (norm.scale is not None or norm.shift is not None):
+        kind, (scale, shift) = "affine", norm
+    geometry = _Geometry(
+        conv.op, conv.stride, conv.padding, conv.dilation, conv.groups, kind, activations.code(conv.act), eps
+    )
+    second = conv.weights[1] if len(conv.weights) > 1 else None
+    return geometry, [conv.weights[0], second, scale, shift, mean, var]
+
+
+class _Normalisation(NamedTuple):
+    """The affine map that a normalisation is, and what its backward needs."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor | None
+    invstd: Tensor | None
+
+
+def _normalisation(g: _Geometry, scale, shift, mean, var, acc: torch.dtype) -> _Normalisation:
+    scale = None if scale is None else scale.detach().to(acc)
+    shift = None if shift is None else shift.detach().to(acc)
+    if g.norm in ("none", "affine"):
+        return _Normalisation(scale, shift, None, None)
+    mean = mean.to(acc)
+    invstd = torch.rsqrt(var.to(acc) + g.eps)
+    full = invstd if scale is None else scale * invstd
+    return _Normalisation(full, torch.addcmul(shift, mean, full, value=-1) if shift is not None else -mean * full, mean, invstd)
+
+
+def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bool):
+    head = (pre.scale, pre.shift, act)
+    if g.op == "pointwise":
+        return ops.pointwise_fwd(x, weights[0], *head, None, None, 0, None, g.stride, stats)
+    geometry = (g.stride, g.padding, g.dilation)
+    if g.op == "depthwise":
+        return ops.depthwise_fwd(x, weights[0], *head, None, None, 0, None, *geometry, stats)
+    if g.op == "separable":
+        return ops.separable_fwd(
+            x, *weights, *head, None, None, 0, None, None, 0, None, *geometry, stats
+        )
+    return ops.conv2d_fwd(x, weights[0], *head, None, None, 0, None, *geometry, g.groups, stats)
+
+
+def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int, weights, need_dx, need_dw, need_sums):
+    """dx, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
+    source = (x, pre.scale, pre.shift, act, pre.mean)
+    geometry = (g.stride, g.padding, g.dilation)
+    if g.op == "pointwise":
+        dx, dw, sums = ops.pointwise_bwd(*upstream, *source, weights[0], g.stride, need_dx, need_dw[0], need_sums)
+        return dx, (dw, None), sums
+    if g.op == "depthwise":
+        dx, dw, sums = ops.depthwise_bwd(*upstream, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums)
+        return dx, (dw, None), sums
+    if g.op == "conv2d":
+        dx, dw, sums = ops.conv2d_bwd(
+            *upstream, *source, weights[0], *geometry, g.groups, need_dx, need_dw[0], need_sums
+        )
+        return dx, (dw, None), sums
+    # The depthwise output was never stored: make it again, it costs less than the traffic of keeping it.
+    mid, _, _ = _convolve(g._replace(op="depthwise"), x, weights[:1], pre, act, False)
+    need_mid = need_dx or need_dw[0]
+    dmid, dpw, _ = ops.pointwise_bwd(
+        *upstream, mid, None, None, 0, None, weights[1], (1, 1), need_mid, need_dw[1], False
+    )
+    if not need_mid:
+        return dmid, (None, dpw), dmid
+    dx, ddw, sums = ops.depthwise_bwd(
+        dmid, None, None, None, 0, None, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums
+    )
+    return dx, (ddw, dpw), sums
+
+
+def _gradient_coefficients(g: _Geometry, gamma, norm: _Normalisation, sums: Tensor | None, count: int):
+    """coef [4, C] of the gradient prologue, and the gradients of the normalisation's scale and shift.
+
+    With x_hat = (y - mean) * r:  dy = gamma r (dz - sum(dz) / M - x_hat * sum(dz x_hat) / M)   (Ioffe & Szegedy 2015).
+    """
+    dscale = dshift = None
+    if sums is not None:
+        dshift = sums[0]
+        dscale = sums[1] if norm.invstd is None else sums[1] * norm.invstd
+    if norm.scale is None:
+        return None, dscale, dshift
+    zero = torch.zeros_like(norm.scale)
+    if g.norm != "train":
+        return torch.stack([norm.scale, zero, zero, zero]), dscale, dshift
+    slope = -norm.scale * norm.invstd * dscale / count
+    return torch.stack([norm.scale, slope, norm.mean, -norm.scale * dshift / count]), dscale, dshift
+
+
+class _ConvChain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, geometries, in_act, x, residual, *tensors):
+        acc = accumulation_dtype(x)
+        stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
+        pre, act = _Normalisation(None, None, None, None), in_act
+        raw, norms, batch = [x], [], []
+        for g, (w0, w1, scale, shift, mean, var) in zip(geometries, stages, strict=True):
+            weights = (w0,) if w1 is None else (w0, w1)
+            y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm == "train")
+            if g.norm == "train":
+                mean, var = batch_mean, batch_var
+                batch += [batch_mean, batch_var]
+            pre, act = _normalisation(g, scale, shift, mean, var, acc), g.act
+            raw.append(y)
+            norms.append(pre)
+        out = raw[-1]
+        if pre.scale is not None or pre.shift is not None or act or residual is not None:
+            out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
+        ctx.geometries, ctx.in_act = geometries, in_act
+        if pre.scale is None and not act:
+            raw[-1] = None  # a bias needs no output to pass a gradient through
+        flat = [t for norm in norms for t in norm]
+        ctx.save_for_backward(*raw, *flat, *tensors)
+        ctx.mark_non_differentiable(*batch)
+        return (out, *batch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        geometries, n = ctx.geometries, len(ctx.geometries)
+        saved = ctx.saved_tensors
+        raw, flat, tensors = saved[: n + 1], saved[n + 1 : 5 * n + 1], saved[5 * n + 1 :]
+        norms = [_Normalisation(*flat[4 * i : 4 * i + 4]) for i in range(n)]
+        needs = ctx.needs_input_grad
+        grad = to_nhwc(grad)
+        dresidual = grad if needs[3] else None
+        grads: list[Tensor | None] = [None] * len(tensors)
+
+        def learns(i: int) -> bool:
+            return geometries[i].norm == "train" or any(needs[4 + _SLOTS * i + 2 : 4 + _SLOTS * i + 4])
+
+        act, sums = geometries[-1].act, None
+        if learns(n - 1):
+            y = grad if raw[n] is None else raw[n]
+            sums = ops.affine_act_sums(grad, y, norms[-1].scale, norms[-1].shift, act, norms[-1].mean)
+        for i in reversed(range(n)):
+            g, y, slot = geometries[i], raw[i + 1], _SLOTS * i
+            count = 0 if y is None else y.numel() // y.shape[1]
+            coef, dscale, dshift = _gradient_coefficients(g, tensors[slot + 2], norms[i], sums, count)
+            for k, d in ((2, dscale), (3, dshift)):
+                if needs[4 + slot + k]:
+                    grads[slot + k] = d.to(tensors[slot + k].dtype)
+            mask = (norms[i].scale, norms[i].shift, act) if act else (None, None, 0)
+            upstream = (grad, y if act or coef is not None else None, *mask, coef)
+            pre = norms[i - 1] if i else _Normalisation(None, None, None, None)
+            pre_act = geometries[i - 1].act if i else ctx.in_act
+            weights = [w for w in tensors[slot : slot + 2] if w is not None]
+            need_dw = needs[4 + slot : 4 + slot + 2]
+            grad, dws, sums = _convolve_backward(
+                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, bool(i) and learns(i - 1)
+            )
+            for k, dw in enumerate(dws):
+                if need_dw[k]:
+                    grads[slot + k] = dw.to(tensors[slot + k].dtype)
+            act = 0  # from here on the gradients arrive masked
+        return None, None, grad if needs[2] else None, dresidual, *grads
+
+
+def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
+    """N * P * Q after each convolution: how many values its batch statistics average."""
+    n, _, *size = x.shape
+    counts = []
+    for conv in convs:
+        kernel = conv.weights[0].shape[2:]
+        size = [
+            conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)
+        ]
+        counts.append(n * size[0] * size[1])
+    return counts
+
+
+def _update_running_statistics(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Exponential moving averages as torch.nn.functional.batch_norm keeps them (unbiased variance)."""
+    if norm.running_mean is None:
+        return
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+        unbiased = var * (count / (count - 1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def conv_chain(x: Tensor, convs: Sequence[Conv], in_act: str = "none", residual: Tensor | None = None) -> Tensor:
+    """Runs convolutions with their normalisations and activations as one fused, differentiable unit.
+
+    y = act_n(norm_n(conv_n(... act_1(norm_1(conv_1(in_act(x))))))) + residual
+
+    Shapes: x [N, K, H, W] in any memory format, the result [N, C, P, Q] in channels_last; residual like the result.
+    Dtypes: float32, bfloat16, float16, float64 (reference); autocast is respected, parameters may stay float32.
+    Source: BN fission-n-fusion (arXiv 1807.01702) for the deferred normalisation.
+
+    Raises:
+        ValueError: batch statistics of a single value per channel.
+    """
+    x = to_nhwc(_autocast(x))
+    residual = None if residual is None else to_nhwc(residual.to(x.dtype))
+    flattened = [_flatten(conv) for conv in convs]
+    geometries = tuple(g for g, _ in flattened)
+    stages = [slots for _, slots in flattened]
+    tensors = [t for slots in stages for t in slots]
+    code = activations.code(in_act)
+    trained = [i for i, g in enumerate(geometries) if g.norm == "train"]
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, residual, *tensors)
+    )
+    if not trained and not differentiable:
+        acc = accumulation_dtype(x)
+        epilogues = [_normalisation(g, *s[2:], acc) for g, s in zip(geometries, stages, strict=True)]
+        return inference.run(x, geometries, [s[:2] for s in stages], epilogues, code, residual)
+    counts = _values_per_channel(x, convs)
+    for i in trained:
+        if counts[i] <= 1:
+            raise ValueError(f"batch statistics: got {counts[i]} value per channel, expected more than 1")
+    out, *batch = _ConvChain.apply(geometries, code, x, residual, *tensors)
+    for k, i in enumerate(trained):
+        _update_running_statistics(convs[i].norm, batch[2 * k], batch[2 * k + 1], counts[i])
+    return out

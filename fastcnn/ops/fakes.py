@@ -1,0 +1,33 @@
+"""Output shapes of the convolution primitives, for torch.compile and torch.export."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcnn.ops.layout import accumulation_dtype, conv_out_size, empty_nhwc
+
+Pair = tuple[int, int]
+
+
+def convolution_fake(
+    x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean, var of a convolution forward."""
+    kernel = weight.shape[2:]
+    size = [conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    y = empty_nhwc(x.shape[0], weight.shape[0], size[0], size[1], like=x)
+    channels = weight.shape[0] if stats else 0
+    mean = torch.empty(channels, dtype=accumulation_dtype(x), device=x.device)
+    return y, mean, torch.empty_like(mean)
+
+
+def convolution_backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, need_dx: bool, need_dw: bool, need_sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dw, sums of a convolution backward."""
+    acc = accumulation_dtype(x)
+    dx = empty_nhwc(*x.shape, like=grad) if need_dx else grad.new_empty(0)
+    dw = torch.empty(weight.shape if need_dw else (0,), dtype=acc, device=x.device)
+    sums = torch.empty((2, x.shape[1]) if need_sums else (0,), dtype=acc, device=x.device)
+    return dx, dw, sums

@@ -1,0 +1,51 @@
+"""NHWC (channels_last) layout: the one layout that every kernel reads and writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pixel_stride(x: Tensor) -> int | None:
+    """Elements between neighbouring pixels of an NHWC tensor or channel slice [N, C, H, W]; None if x is neither.
+
+    A channel slice of a larger NHWC buffer is dense in pixels but has a pixel stride above C.
+    """
+    n, c, h, w = x.shape
+    if c > 1 and x.stride(1) != 1:
+        return None
+    if w > 1:
+        ld = x.stride(3)
+    elif h > 1:
+        ld = x.stride(2)
+    elif n > 1:
+        ld = x.stride(0)
+    else:
+        return c
+    if ld < c or (h > 1 and x.stride(2) != w * ld) or (n > 1 and x.stride(0) != h * w * ld):
+        return None
+    return ld
+
+
+def to_nhwc(x: Tensor) -> Tensor:
+    """x itself when its memory is NHWC (or a channel slice of NHWC), else a channels_last copy."""
+    if x.numel() == 0 or pixel_stride(x) is None:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised channels_last tensor [n, c, h, w] on like's device, in like's dtype unless given."""
+    return torch.empty(
+        (n, c, h, w), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def conv_out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Pixels along one axis of a convolution's output."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and sums: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
