@@ -8,8 +8,21 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
+from fastcnn.cpu.affine_act import affine_act_fwd, affine_act_sums
+from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
+from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
+from fastcnn.cpu.packing import PackedMatrix, pack_pointwise
+from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
+from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
+
+__all__ = [
+    "PackedMatrix", "affine_act_fwd", "affine_act_sums", "conv2d_bwd", "conv2d_fwd", "depthwise_bwd",
+    "depthwise_fwd", "inverted_residual_fwd", "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_fwd",
+    "separable_fwd",
+]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)
+_GROUPS, _NEED_DX = 12, -3  # positions among conv2d_fwd's and conv2d_bwd's arguments
 
 
 def unavailable() -> str | None:
@@ -17,11 +30,24 @@ def unavailable() -> str | None:
     return None if native.module() else "the native module was not built (FASTCNN_NATIVE=off)"
 
 
+def _refuses_shape(primitive: str, args: Sequence) -> str | None:
+    if primitive == "conv2d_fwd" and args[_GROUPS] != 1:
+        return f"conv2d on the cpu backend has no groups, got {args[_GROUPS]}"
+    if primitive == "conv2d_bwd":
+        if args[15] != 1:
+            return f"conv2d on the cpu backend has no groups, got {args[15]}"
+        if args[_NEED_DX]:
+            return "conv2d's data gradient is torch's own (oneDNN)"
+    if primitive == "inverted_residual_fwd" and args[2].shape[0] != args[1].shape[0]:
+        return "the fused block takes a depth multiplier of 1"
+    return None
+
+
 def refuses(primitive: str, args: Sequence) -> str | None:
     """Why this call is not for the CPU backend, or None."""
-    for value in args:
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            return f"the cpu backend takes CPU tensors, got one on {value.device}"
-    if args[0].dtype not in DTYPES:
-        return f"the cpu backend computes in float32 and bfloat16, got {args[0].dtype}"
-    return None
+    x = args[0]
+    if x.dtype not in DTYPES:
+        return f"the cpu backend computes in float32 and bfloat16, got {x.dtype}"
+    if x.device.type != "cpu":
+        return f"the cpu backend takes CPU tensors, got one on {x.device}"
+    return _refuses_shape(primitive, args)

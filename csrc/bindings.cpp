@@ -1,0 +1,292 @@
+// Python in, plain structs out; nothing else. Pointers come as integers, 0 is null.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+#ifdef FASTCNN_WITH_CUDA
+namespace fastcnn::cuda {
+void bind(pybind11::module_& m);
+}
+#endif
+
+namespace py = pybind11;
+using namespace fastcnn;
+using Pointer = uintptr_t;
+
+namespace {
+
+const float* floats(Pointer p) { return reinterpret_cast<const float*>(p); }
+float* mutable_floats(Pointer p) { return reinterpret_cast<float*>(p); }
+Activations activations(Pointer p, int64_t ld) { return {reinterpret_cast<const void*>(p), ld}; }
+
+Dtype dtype_of(int code) {
+  if (code != kFloat32 && code != kBfloat16)
+    throw py::value_error("dtype: got " + std::to_string(code) + ", expected 0 (float32) or 1 (bfloat16)");
+  return static_cast<Dtype>(code);
+}
+
+// (scale, shift, act)
+ScaleShiftAct affine(const py::tuple& t) {
+  return {floats(t[0].cast<Pointer>()), floats(t[1].cast<Pointer>()), t[2].cast<int>()};
+}
+
+// (scale, shift, act, residual, residual_ld, out, out_ld, mean, var)
+Epilogue epilogue(const py::tuple& t) {
+  Epilogue e;
+  e.affine = affine(t);
+  e.residual = activations(t[3].cast<Pointer>(), t[4].cast<int64_t>());
+  e.out = reinterpret_cast<void*>(t[5].cast<Pointer>());
+  e.out_ld = t[6].cast<int64_t>();
+  e.mean = mutable_floats(t[7].cast<Pointer>());
+  e.var = mutable_floats(t[8].cast<Pointer>());
+  return e;
+}
+
+// (grad, grad_ld, y, y_ld, scale, shift, act, coef)
+GradientPrologue gradient(const py::tuple& t) {
+  GradientPrologue g;
+  g.grad = activations(t[0].cast<Pointer>(), t[1].cast<int64_t>());
+  g.y = activations(t[2].cast<Pointer>(), t[3].cast<int64_t>());
+  g.affine = {floats(t[4].cast<Pointer>()), floats(t[5].cast<Pointer>()), t[6].cast<int>()};
+  g.coef = floats(t[7].cast<Pointer>());
+  return g;
+}
+
+// (x, x_ld, scale, shift, act, mean)
+BackwardInput backward_input(const py::tuple& t) {
+  BackwardInput b;
+  b.x = activations(t[0].cast<Pointer>(), t[1].cast<int64_t>());
+  b.affine = {floats(t[2].cast<Pointer>()), floats(t[3].cast<Pointer>()), t[4].cast<int>()};
+  b.mean = floats(t[5].cast<Pointer>());
+  return b;
+}
+
+// (dx, dx_ld, dw, sums)
+BackwardOutput backward_output(const py::tuple& t) {
+  BackwardOutput o;
+  o.dx = reinterpret_cast<void*>(t[0].cast<Pointer>());
+  o.dx_ld = t[1].cast<int64_t>();
+  o.dw = mutable_floats(t[2].cast<Pointer>());
+  o.sums = mutable_floats(t[3].cast<Pointer>());
+  return o;
+}
+
+// (images, in_h, in_w, out_h, out_w, stride_h, stride_w)
+PixelGrid grid(const py::tuple& t) {
+  PixelGrid g;
+  g.images = t[0].cast<int64_t>();
+  g.in_h = t[1].cast<int64_t>();
+  g.in_w = t[2].cast<int64_t>();
+  g.out_h = t[3].cast<int64_t>();
+  g.out_w = t[4].cast<int64_t>();
+  g.stride_h = t[5].cast<int>();
+  g.stride_w = t[6].cast<int>();
+  return g;
+}
+
+// (images, channels, multiplier, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+//  dilation_h, dilation_w, dtype)
+DepthwiseShape depthwise_shape(const py::tuple& t) {
+  DepthwiseShape s;
+  int64_t* sizes[] = {&s.images, &s.channels, &s.multiplier, &s.in_h, &s.in_w, &s.out_h, &s.out_w};
+  int* geometry[] = {&s.kernel_h, &s.kernel_w,   &s.stride_h,  &s.stride_w,
+                     &s.pad_h,    &s.pad_w,      &s.dilation_h, &s.dilation_w};
+  for (int i = 0; i < 7; ++i) *sizes[i] = t[i].cast<int64_t>();
+  for (int i = 0; i < 8; ++i) *geometry[i] = t[7 + i].cast<int>();
+  s.dtype = dtype_of(t[15].cast<int>());
+  return s;
+}
+
+// (images, channels, n, in_h, in_w, out_h, out_w, tap_channels, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+//  dilation_h, dilation_w, dtype)
+Conv2dShape conv2d_shape(const py::tuple& t) {
+  Conv2dShape s;
+  int64_t* sizes[] = {&s.images, &s.channels, &s.n, &s.in_h, &s.in_w, &s.out_h, &s.out_w, &s.tap_channels};
+  int* geometry[] = {&s.kernel_h, &s.kernel_w,   &s.stride_h,  &s.stride_w,
+                     &s.pad_h,    &s.pad_w,      &s.dilation_h, &s.dilation_w};
+  for (int i = 0; i < 8; ++i) *sizes[i] = t[i].cast<int64_t>();
+  for (int i = 0; i < 8; ++i) *geometry[i] = t[8 + i].cast<int>();
+  s.dtype = dtype_of(t[16].cast<int>());
+  return s;
+}
+
+template <class Parameters>
+void launch(void (*kernel)(const Parameters&), const Parameters& parameters) {
+  py::gil_scoped_release release;
+  kernel(parameters);
+}
+
+void bind_pointwise(py::module_& m) {
+  m.def("packed_bytes", [](int64_t k, int64_t n, int dtype) {
+    return kernels().packed_bytes(k, n, dtype_of(dtype));
+  });
+  m.def("pack_matrix", [](int64_t k, int64_t n, int source_dtype, Pointer data, int64_t stride_k, int64_t stride_n,
+                          Pointer scale, int dtype, Pointer packed) {
+    MatrixSource source{k, n, dtype_of(source_dtype), reinterpret_cast<const void*>(data), stride_k, stride_n,
+                        floats(scale)};
+    py::gil_scoped_release release;
+    kernels().pack_matrix(source, dtype_of(dtype), reinterpret_cast<void*>(packed));
+  });
+  m.def("pointwise_forward", [](const py::tuple& g, int64_t k, int64_t n, int dtype, Pointer x, int64_t x_ld,
+                                const py::tuple& prologue, Pointer packed, const py::tuple& e) {
+    PointwiseForward p;
+    p.grid = grid(g);
+    p.k = k;
+    p.n = n;
+    p.dtype = dtype_of(dtype);
+    p.x = activations(x, x_ld);
+    p.prologue = affine(prologue);
+    p.packed_weight = reinterpret_cast<const void*>(packed);
+    p.epilogue = epilogue(e);
+    launch(kernels().pointwise_forward, p);
+  });
+  m.def("pointwise_backward", [](const py::tuple& g, int64_t k, int64_t n, int dtype, const py::tuple& up,
+                                 const py::tuple& input, Pointer packed, const py::tuple& output) {
+    PointwiseBackward p;
+    p.grid = grid(g);
+    p.k = k;
+    p.n = n;
+    p.dtype = dtype_of(dtype);
+    p.gradient = gradient(up);
+    p.input = backward_input(input);
+    p.packed_weight = reinterpret_cast<const void*>(packed);
+    p.output = backward_output(output);
+    launch(kernels().pointwise_backward, p);
+  });
+}
+
+void bind_conv2d(py::module_& m) {
+  m.def("conv2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
+                             Pointer packed, const py::tuple& e) {
+    Conv2dForward p{conv2d_shape(shape), activations(x, x_ld), affine(prologue),
+                    reinterpret_cast<const void*>(packed), epilogue(e)};
+    launch(kernels().conv2d_forward, p);
+  });
+  m.def("conv2d_weight_gradient", [](const py::tuple& shape, const py::tuple& up, Pointer x, int64_t x_ld,
+                                     const py::tuple& prologue, Pointer dw) {
+    Conv2dWeightGradient p{conv2d_shape(shape), gradient(up), activations(x, x_ld), affine(prologue),
+                           mutable_floats(dw)};
+    launch(kernels().conv2d_weight_gradient, p);
+  });
+}
+
+void bind_depthwise(py::module_& m) {
+  m.def("depthwise_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
+                                Pointer weight, const py::tuple& e) {
+    DepthwiseForward p;
+    p.shape = depthwise_shape(shape);
+    p.x = activations(x, x_ld);
+    p.prologue = affine(prologue);
+    p.weight = floats(weight);
+    p.epilogue = epilogue(e);
+    launch(kernels().depthwise_forward, p);
+  });
+  m.def("depthwise_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input, Pointer weight,
+                                 const py::tuple& output) {
+    DepthwiseBackward p;
+    p.shape = depthwise_shape(shape);
+    p.gradient = gradient(up);
+    p.input = backward_input(input);
+    p.weight = floats(weight);
+    p.output = backward_output(output);
+    launch(kernels().depthwise_backward, p);
+  });
+}
+
+void bind_fused(py::module_& m) {
+  m.def("separable_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
+                                Pointer dw_weight, const py::tuple& middle, int64_t n, Pointer packed,
+                                const py::tuple& e) {
+    SeparableForward p;
+    p.depthwise = depthwise_shape(shape);
+    p.x = activations(x, x_ld);
+    p.prologue = affine(prologue);
+    p.dw_weight = floats(dw_weight);
+    p.middle = affine(middle);
+    p.n = n;
+    p.packed_pointwise = reinterpret_cast<const void*>(packed);
+    p.epilogue = epilogue(e);
+    launch(kernels().separable_forward, p);
+  });
+  m.def("inverted_residual_forward",
+        [](int64_t k, const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
+           Pointer packed_expand, const py::tuple& expand, Pointer dw_weight, const py::tuple& middle, int64_t n,
+           Pointer packed_project, const py::tuple& e) {
+          InvertedResidualForward p;
+          p.k = k;
+          p.depthwise = depthwise_shape(shape);
+          p.x = activations(x, x_ld);
+          p.prologue = affine(prologue);
+          p.packed_expand = reinterpret_cast<const void*>(packed_expand);
+          p.expand = affine(expand);
+          p.dw_weight = floats(dw_weight);
+          p.middle = affine(middle);
+          p.n = n;
+          p.packed_project = reinterpret_cast<const void*>(packed_project);
+          p.epilogue = epilogue(e);
+          launch(kernels().inverted_residual_forward, p);
+        });
+}
+
+void bind_affine_act(py::module_& m) {
+  m.def("affine_act_forward", [](int64_t pixels, int64_t channels, int dtype, Pointer y, int64_t y_ld,
+                                 const py::tuple& e) {
+    AffineActForward p{pixels, channels, dtype_of(dtype), activations(y, y_ld), epilogue(e)};
+    launch(kernels().affine_act_forward, p);
+  });
+  m.def("affine_act_sums", [](int64_t pixels, int64_t channels, int dtype, Pointer grad, int64_t grad_ld, Pointer y,
+                              int64_t y_ld, const py::tuple& a, Pointer mean, Pointer sums) {
+    AffineActSums p{pixels,    channels,     dtype_of(dtype),      activations(grad, grad_ld), activations(y, y_ld),
+                    affine(a), floats(mean), mutable_floats(sums)};
+    launch(kernels().affine_act_sums, p);
+  });
+}
+
+int isa_index(const std::string& name) {
+  std::string names;
+  for (int i = 0; i < isa_count(); ++i) {
+    if (name == isa_name(i)) return i;
+    names += (i ? ", " : "") + std::string(isa_name(i));
+  }
+  throw py::value_error("isa: got '" + name + "', expected one of " + names);
+}
+
+void bind_machine(py::module_& m) {
+  m.def("isa_available", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < isa_count(); ++i)
+      if (isa_supported(i)) names.emplace_back(isa_name(i));
+    return names;
+  });
+  m.def("isa_active", [] { return std::string(isa_name(isa_active())); });
+  m.def("set_isa", [](const std::string& name) { isa_activate(isa_index(name)); });
+  m.def("build_info", [] {
+    py::dict info;
+    info["compiler"] = FASTCNN_BUILD_COMPILER;
+    info["isas"] = FASTCNN_BUILD_ISAS;
+    info["nvcc"] = FASTCNN_BUILD_NVCC;
+    info["cuda_archs"] = FASTCNN_BUILD_CUDA_ARCHS;
+    info["sanitize"] = FASTCNN_BUILD_SANITIZE;
+    return info;
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  kernels();  // a bad FASTCNN_ISA is an error at import, not at the first call
+  bind_pointwise(m);
+  bind_conv2d(m);
+  bind_depthwise(m);
+  bind_fused(m);
+  bind_affine_act(m);
+  bind_machine(m);
+#ifdef FASTCNN_WITH_CUDA
+  py::module_ cuda = m.def_submodule("cuda");
+  fastcnn::cuda::bind(cuda);
+#endif
+}

@@ -1,0 +1,154 @@
+// Chooses an instruction set once, when the module loads: FASTCNN_ISA, or the newest that the machine has.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fastcnn {
+
+#define FASTCNN_DECLARE_ISA(isa)                    \
+  namespace isa {                                   \
+  void register_gemm_pack(Kernels&);                \
+  void register_pointwise_forward(Kernels&);        \
+  void register_pointwise_backward(Kernels&);       \
+  void register_conv2d(Kernels&);                   \
+  void register_depthwise_forward(Kernels&);        \
+  void register_depthwise_backward(Kernels&);       \
+  void register_separable(Kernels&);                \
+  void register_inverted_residual(Kernels&);        \
+  void register_affine_act(Kernels&);               \
+  static Kernels make() {                           \
+    Kernels k;                                      \
+    register_gemm_pack(k);                          \
+    register_pointwise_forward(k);                  \
+    register_pointwise_backward(k);                 \
+    register_conv2d(k);                             \
+    register_depthwise_forward(k);                  \
+    register_depthwise_backward(k);                 \
+    register_separable(k);                          \
+    register_inverted_residual(k);                  \
+    register_affine_act(k);                         \
+    return k;                                       \
+  }                                                 \
+  }
+
+FASTCNN_DECLARE_ISA(portable)
+#ifdef FASTCNN_HAS_avx2
+FASTCNN_DECLARE_ISA(avx2)
+#endif
+#ifdef FASTCNN_HAS_avx512
+FASTCNN_DECLARE_ISA(avx512)
+#endif
+#ifdef FASTCNN_HAS_avx512_bf16
+FASTCNN_DECLARE_ISA(avx512_bf16)
+#endif
+#ifdef FASTCNN_HAS_amx
+FASTCNN_DECLARE_ISA(amx)
+#endif
+
+namespace {
+
+bool always() { return true; }
+
+#ifdef __x86_64__
+bool has_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// AMX state is off until a process asks the kernel for it; without the permission the first tile load is fatal.
+bool has_amx() {
+#if defined(FASTCNN_EMULATE_AMX)
+  return has_avx512_bf16();
+#elif defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+  const bool tile = d & (1u << 24), bf16 = d & (1u << 22);
+  return has_avx512_bf16() && tile && bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  Kernels (*make)();
+};
+
+const Isa kIsas[] = {
+    {"portable", always, portable::make},
+#ifdef FASTCNN_HAS_avx2
+    {"avx2", has_avx2, avx2::make},
+#endif
+#ifdef FASTCNN_HAS_avx512
+    {"avx512", has_avx512, avx512::make},
+#endif
+#ifdef FASTCNN_HAS_avx512_bf16
+    {"avx512_bf16", has_avx512_bf16, avx512_bf16::make},
+#endif
+#ifdef FASTCNN_HAS_amx
+    {"amx", has_amx, amx::make},
+#endif
+};
+
+std::string supported_names() {
+  std::string names;
+  for (int i = 0; i < isa_count(); ++i)
+    if (isa_supported(i)) names += (names.empty() ? "" : ", ") + std::string(isa_name(i));
+  return names;
+}
+
+int initial() {
+  const char* wanted = std::getenv("FASTCNN_ISA");
+  if (!wanted || !*wanted) {
+    int newest = 0;
+    for (int i = 0; i < isa_count(); ++i)
+      if (isa_supported(i)) newest = i;
+    return newest;
+  }
+  for (int i = 0; i < isa_count(); ++i)
+    if (!std::strcmp(wanted, isa_name(i)) && isa_supported(i)) return i;
+  throw std::runtime_error("FASTCNN_ISA: got '" + std::string(wanted) + "', expected one of " + supported_names());
+}
+
+struct Active {
+  int index = initial();
+  Kernels table = kIsas[index].make();
+};
+
+Active& active() {
+  static Active instance;
+  return instance;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return active().table; }
+int isa_count() { return sizeof(kIsas) / sizeof(kIsas[0]); }
+const char* isa_name(int index) { return kIsas[index].name; }
+bool isa_supported(int index) { return kIsas[index].supported(); }
+int isa_active() { return active().index; }
+
+void isa_activate(int index) {
+  if (!isa_supported(index))
+    throw std::runtime_error("this machine has no " + std::string(isa_name(index)) + ", it has " + supported_names());
+  active().index = index;
+  active().table = kIsas[index].make();
+}
+
+}  // namespace fastcnn

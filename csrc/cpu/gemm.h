@@ -1,0 +1,206 @@
+// The matrix-product core: tiles of packed A rows times panels of packed B, accumulated in registers.
+//
+// A and B are stored as 4-byte words along the reduction: one float, or a pair of bf16 that a dot-product instruction
+// takes at once. The tile loops and layouts are then the same for both.
+//   A tile   [ceil(words / kBlockWords)][rows][kRowWords]: row-major, in blocks of the reduction; the fixed row pitch
+//            makes every broadcast of a microtile one base register plus a constant.
+//   B packed [ceil(n / kLanes)][words][kLanes]: panels one vector wide.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "cpu/vec.h"
+#include "ops/pointwise.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr int kBlockWords = 256;
+// 1088 bytes: no two rows of a microtile fall on the same L1 set, as they would with a power of two.
+constexpr int kRowWords = kBlockWords + 16;
+
+// Rows x vectors of accumulators: 14 x 2 of 32 registers, 6 x 2 of 16. A quarter-empty microtile of few rows would be
+// bound by latency: up to kWideRows rows take kWideVectors panels at once.
+#if FASTCNN_ISA_LEVEL >= 2
+constexpr int kMicroRows = 14, kMicroVectors = 2, kWideRows = 6, kWideVectors = 4;
+#else
+constexpr int kMicroRows = 6, kMicroVectors = 2, kWideRows = 3, kWideVectors = 4;
+#endif
+
+struct FloatWords {
+  static constexpr int kPerWord = 1;
+  static V step(V acc, V a, V b) { return fmadd(a, b, acc); }
+};
+
+#if FASTCNN_ISA_LEVEL >= 3
+struct PairWords {
+  static constexpr int kPerWord = 2;
+  static V step(V acc, V a, V b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+};
+#endif
+
+#if FASTCNN_ISA_LEVEL >= 3
+// Words of two rows' values: `low` in the lower half of each, `high` in the upper.
+inline void store_pairs(float* p, V low, V high) {
+  const __m512i lower = _mm512_cvtepu16_epi32(narrow(low));
+  const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(high)), 16);
+  _mm512_storeu_si512(p, _mm512_or_si512(lower, upper));
+}
+#endif
+
+template <class T>
+struct WordsOf {
+  using type = FloatWords;
+};
+#if FASTCNN_ISA_LEVEL >= 3
+template <>
+struct WordsOf<bf16> {
+  using type = PairWords;
+};
+#endif
+
+// Words of a reduction over k elements; AMX tiles take 16 at a time.
+template <class Words>
+int64_t reduction_words(int64_t k) {
+  int64_t words = ceil_div(k, Words::kPerWord);
+#if FASTCNN_ISA_LEVEL >= 4
+  if (Words::kPerWord == 2) words = round_up(words, 16);
+#endif
+  return words;
+}
+
+// c[row * ldc + column] (+)= sum_k a[row * kARow + k * kAStep] * b[k * b_step + panel * b_panel + lane]
+template <class Words, int kRows, int kVectors, int kARow, int kAStep>
+inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words, float* c,
+                      int64_t ldc, bool accumulate) {
+  V acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
+  for (int64_t k = 0; k < words; ++k) {
+    V bv[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) bv[v] = load(b + v * b_panel);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const V av = set(a[r * kARow]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = Words::step(acc[r][v], av, bv[v]);
+    }
+    a += kAStep;
+    b += b_step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
+}
+
+template <class Words, int kRows, int kVectors, int kARow, int kAStep>
+void microtile_of_rows(int rows, const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words,
+                       float* c, int64_t ldc, bool accumulate) {
+  if (rows == kRows)
+    return microtile<Words, kRows, kVectors, kARow, kAStep>(a, b, b_step, b_panel, words, c, ldc, accumulate);
+  if constexpr (kRows > 1)
+    microtile_of_rows<Words, kRows - 1, kVectors, kARow, kAStep>(rows, a, b, b_step, b_panel, words, c, ldc,
+                                                                 accumulate);
+}
+
+// Calls f(first, count) for near-equal pieces of [0, total), none larger than `most`: 49 rows as 13+12+12+12.
+template <class F>
+void for_each_piece(int64_t total, int64_t most, const F& f) {
+  const int64_t pieces = ceil_div(total, most);
+  int64_t first = 0;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t count = (total - first) / (pieces - i) + ((total - first) % (pieces - i) != 0);
+    f(first, count);
+    first += count;
+  }
+}
+
+// A packed B as its kernels see it.
+template <class Words>
+struct PackedView {
+  const float* data;
+  int64_t words;
+
+  PackedView(const void* packed, int64_t k)
+      : data(static_cast<const float*>(packed)), words(reduction_words<Words>(k)) {}
+  int64_t panel_stride() const { return words * kLanes; }
+  const float* panel(int64_t index) const { return data + index * panel_stride(); }
+};
+
+// An A tile being written, one vector of consecutive channels of one row at a time.
+template <class Words>
+struct TileWriter {
+  float* tile;
+  int64_t rows;  // of the whole tile: the distance between its blocks
+
+  float* at(int64_t row, int64_t word) const {
+    return tile + (word / kBlockWords * rows + row) * kRowWords + word % kBlockWords;
+  }
+  // Channels [k, k + kLanes) of a row; lanes past the last channel must be zero.
+  void put(int64_t row, int64_t k, V v) const {
+    if constexpr (Words::kPerWord == 1)
+      store(at(row, k), v);
+    else
+      store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
+  }
+  // Zeroes what the reduction reads beyond the last vector of channels.
+  void pad(int64_t row, int64_t k) const {
+    for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord; next += kLanes)
+      put(row, next, zero());
+  }
+};
+
+inline int64_t tile_floats(int64_t rows, int64_t words) {
+  return ceil_div(words, kBlockWords) * round_up(rows, 32) * kRowWords;
+}
+
+}  // namespace
+}  // namespace fastcnn
+
+#if FASTCNN_ISA_LEVEL >= 4
+#include "cpu/amx.h"
+#endif
+
+namespace fastcnn {
+namespace {
+
+// Results of one block of a product on their way to the epilogue: c [rows][ldc], at most kMaxBlock floats.
+constexpr int64_t kMaxBlock = 32 * 64;
+
+// Multiplies rows [0, rows) of an A tile by panels [first, last) of B; sink(c, ldc, row, rows, column, columns).
+template <class Words, class Sink>
+void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Words>& b, int64_t first, int64_t last,
+                   const Sink& sink) {
+#if FASTCNN_ISA_LEVEL >= 4
+  if constexpr (Words::kPerWord == 2) return amx_multiply_tile(a, rows, b, first, last, sink);
+#endif
+  alignas(64) float c[kMaxBlock];
+  const bool wide = rows <= kWideRows;
+  const int64_t vectors = wide ? kWideVectors : kMicroVectors, ldc = vectors * kLanes;
+  for (int64_t panel = first; panel < last;) {
+    const int64_t count = last - panel < vectors ? 1 : vectors;
+    const auto piece = [&](int64_t row, int64_t n) {
+      for (int64_t word = 0; word < b.words; word += kBlockWords) {
+        const int64_t words = b.words - word < kBlockWords ? b.words - word : kBlockWords;
+        const float* pa = a.at(row, word);
+        const float* pb = b.panel(panel) + word * kLanes;
+        const auto run = [&](auto tile) { tile(int(n), pa, pb, kLanes, b.panel_stride(), words, c, ldc, word > 0); };
+        if (count == 1)
+          run(microtile_of_rows<Words, kMicroRows, 1, kRowWords, 1>);
+        else if (wide)
+          run(microtile_of_rows<Words, kWideRows, kWideVectors, kRowWords, 1>);
+        else
+          run(microtile_of_rows<Words, kMicroRows, kMicroVectors, kRowWords, 1>);
+      }
+      sink(c, ldc, row, n, panel * kLanes, count * kLanes);
+    };
+    for_each_piece(rows, kMicroRows, piece);
+    panel += count;
+  }
+}
+
+}  // namespace
+}  // namespace fastcnn

@@ -1,0 +1,38 @@
+// The table of one instruction set's kernels, and how the active one is chosen.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/affine_act.h"
+#include "ops/conv2d.h"
+#include "ops/depthwise.h"
+#include "ops/pointwise.h"
+#include "ops/separable.h"
+
+namespace fastcnn {
+
+// Filled by register_<op> of each per-instruction-set source.
+struct Kernels {
+  int64_t (*packed_bytes)(int64_t k, int64_t n, Dtype compute) = nullptr;
+  void (*pack_matrix)(const MatrixSource&, Dtype compute, void* packed) = nullptr;
+  void (*pointwise_forward)(const PointwiseForward&) = nullptr;
+  void (*pointwise_backward)(const PointwiseBackward&) = nullptr;
+  void (*conv2d_forward)(const Conv2dForward&) = nullptr;
+  void (*conv2d_weight_gradient)(const Conv2dWeightGradient&) = nullptr;
+  void (*depthwise_forward)(const DepthwiseForward&) = nullptr;
+  void (*depthwise_backward)(const DepthwiseBackward&) = nullptr;
+  void (*separable_forward)(const SeparableForward&) = nullptr;
+  void (*inverted_residual_forward)(const InvertedResidualForward&) = nullptr;
+  void (*affine_act_forward)(const AffineActForward&) = nullptr;
+  void (*affine_act_sums)(const AffineActSums&) = nullptr;
+};
+
+const Kernels& kernels();  // of the active instruction set
+
+int isa_count();
+const char* isa_name(int index);    // compiled in, oldest first
+bool isa_supported(int index);      // by this processor and operating system
+int isa_active();
+void isa_activate(int index);       // throws std::runtime_error if unsupported
+
+}  // namespace fastcnn

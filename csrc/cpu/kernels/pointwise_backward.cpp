@@ -1,0 +1,178 @@
+// Pointwise convolution backward: dx = dy W and dW = dy^T a, with dy and a made on load from raw outputs.
+//
+// Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its operands.
+// Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes ranges of output channels.
+#include "cpu/epilogue.h"
+#include "cpu/gemm.h"
+#include "cpu/kernels.h"
+#include "cpu/pixel_rows.h"
+#include "cpu/wgrad.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr int64_t kCachedWeightGradient = 256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
+constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
+
+template <class T>
+class Backward {
+ public:
+  using Words = typename WordsOf<T>::type;
+
+  explicit Backward(const PointwiseBackward& p)
+      : p_(p),
+        pixels_(p.grid.pixels()),
+        k_pitch_(round_up(p.k, kMicroVectors * kLanes)),
+        dy_words_(reduction_words<Words>(p.n)),
+        rows_(tile_rows()),
+        chunks_(chunk_count()),
+        chunk_rows_(ceil_div(pixels_, chunks_)) {}
+
+  void run() {
+    const int64_t ranges = ceil_div(p_.n * k_pitch_ * 4, kCachedWeightGradient);
+    const bool together = p_.output.dw && ranges == 1;
+    const int64_t spans = together ? chunks_ : ceil_div(pixels_, rows_);
+    AlignedBuffer<float> sums(p_.output.sums ? size_t(spans * 2 * k_pitch_) : 1);
+    AlignedBuffer<float> dw(p_.output.dw ? size_t(chunks_ * p_.n * k_pitch_) : 1);
+    if (p_.output.dx && !p_.grid.is_dense()) clear_dx();
+    if (together) {
+      parallel_for(chunks_, [&](int64_t chunk) {
+        walk(chunk, p_.output.dx ? sums.data() + chunk * 2 * k_pitch_ : nullptr,
+             dw.data() + chunk * p_.n * k_pitch_, 0, p_.n);
+      });
+    } else {
+      if (p_.output.dx)
+        parallel_for(spans, [&](int64_t tile) {
+          const int64_t first = tile * rows_, count = pixels_ - first < rows_ ? pixels_ - first : rows_;
+          data_gradient(first, count, sums.data() + tile * 2 * k_pitch_, true);
+        });
+      if (p_.output.dw)
+        parallel_for(chunks_ * ranges, [&](int64_t unit) {
+          const int64_t chunk = unit / ranges, range = unit % ranges;
+          walk(chunk, nullptr, dw.data() + chunk * p_.n * k_pitch_, p_.n * range / ranges,
+               p_.n * (range + 1) / ranges);
+        });
+    }
+    if (p_.output.dx && p_.output.sums) merge_sums(sums.data(), spans, p_.k, k_pitch_, p_.output.sums);
+    if (p_.output.dw) merge_weight_gradients(dw.data(), chunks_, p_.n, p_.k, k_pitch_, p_.output.dw);
+  }
+
+ private:
+  int64_t tile_rows() const {
+    const int64_t words = round_up(p_.n, kBlockWords) + round_up(p_.k, kBlockWords);
+    const int64_t fit = 384 * 1024 / (words * 4) / kMicroRows;
+    int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
+#if FASTCNN_ISA_LEVEL >= 4
+    if (Words::kPerWord == 2) rows = fit > 4 ? 128 : 64;
+#endif
+    return rows < pixels_ ? rows : pixels_;
+  }
+
+  // Fixed by the shape alone, so that any number of threads sums in one order.
+  int64_t chunk_count() const {
+    const int64_t count = ceil_div(pixels_, kChunkPixels);
+    return count > kMostChunks ? kMostChunks : count;
+  }
+
+  // One chunk's pixels: the weight gradient of channels [n0, n1), and with sums the data gradient too.
+  void walk(int64_t chunk, float* sums, float* dw, int64_t n0, int64_t n1) {
+    const int64_t begin = chunk * chunk_rows_;
+    const int64_t end = begin + chunk_rows_ < pixels_ ? begin + chunk_rows_ : pixels_;
+    if (begin >= end) {
+      clear_weight_gradient(dw, n0, n1);
+      if (sums) clear_sums(sums);
+      return;
+    }
+    for (int64_t first = begin; first < end; first += rows_) {
+      const int64_t count = end - first < rows_ ? end - first : rows_;
+      if (sums) data_gradient(first, count, sums, first == begin);
+      weight_gradient(first, count, dw, n0, n1, first > begin);
+    }
+  }
+
+  void data_gradient(int64_t first, int64_t count, float* sums, bool first_of_unit) {
+    const PackedView<Words> b(p_.packed_weight, p_.n);
+    const TileWriter<Words> a{thread_scratch(tile_floats(rows_, dy_words_)), rows_};
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t c = 0; c < p_.n; c += kLanes) a.put(row, c, gradient_at<T>(p_.gradient, p_.n, first + row, c));
+      a.pad(row, p_.n);
+    }
+    multiply_tile(a, count, b, 0, ceil_div(p_.k, kLanes),
+                  [&](float* c, int64_t ldc, int64_t row, int64_t n, int64_t column, int64_t columns) {
+                    store_dx(c, ldc, first + row, n, column, columns, sums, first_of_unit && row == 0);
+                  });
+  }
+
+  void store_dx(const float* c, int64_t ldc, int64_t pixel, int64_t rows, int64_t column, int64_t columns,
+                float* sums, bool reset) {
+    const ScaleShiftAct& pre = p_.input.affine;
+    for (int64_t v = 0; v < columns && column + v < p_.k; v += kLanes) {
+      const int64_t at = column + v, n = p_.k - at;
+      const bool with_sums = p_.output.sums != nullptr;
+      const V mean = with_sums && p_.input.mean ? load_upto(p_.input.mean + at, n) : zero();
+      V s0 = reset || !with_sums ? zero() : load(sums + at);
+      V s1 = reset || !with_sums ? zero() : load(sums + k_pitch_ + at);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t source = input_pixel(p_.grid, pixel + r);
+        V dx = load(c + r * ldc + v);
+        if (pre.act || with_sums) {
+          const V x = load_upto(static_cast<const T*>(p_.input.x.data) + source * p_.input.x.ld + at, n);
+          if (pre.act) dx = activate_grad(pre.act, scale_shift(pre, x, at, n), dx);
+          s0 = add(s0, dx);
+          s1 = fmadd(dx, sub(x, mean), s1);
+        }
+        store_upto(static_cast<T*>(p_.output.dx) + source * p_.output.dx_ld + at, dx, n);
+      }
+      if (!with_sums) continue;
+      store(sums + at, s0);
+      store(sums + k_pitch_ + at, s1);
+    }
+  }
+
+  void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, bool accumulate) {
+    const WgradTile<Words> dy(thread_scratch(2 * wgrad_floats<Words>(rows_, p_.n, p_.k)), count, n1 - n0);
+    const WgradTile<Words> a(dy.end(), count, p_.k);
+    dy.fill([&](int64_t row, int64_t c) { return gradient_at<T>(p_.gradient, p_.n, first + row, n0 + c); });
+    const bool plain = p_.input.affine.is_identity();
+    a.fill([&](int64_t row, int64_t c) {
+      const int64_t pixel = input_pixel(p_.grid, first + row), n = p_.k - c;
+      const V x = load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + c, n);
+      return plain ? x : apply(p_.input.affine, x, c, n);
+    });
+    accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_, k_pitch_, accumulate);
+  }
+
+  void clear_weight_gradient(float* dw, int64_t n0, int64_t n1) const {
+    for (int64_t i = n0 * k_pitch_; i < n1 * k_pitch_; ++i) dw[i] = 0;
+  }
+  void clear_sums(float* sums) const {
+    for (int64_t i = 0; i < 2 * k_pitch_; ++i) sums[i] = 0;
+  }
+  // A strided forward leaves pixels unread: their gradient is zero.
+  void clear_dx() {
+    const int64_t total = p_.grid.images * p_.grid.in_h * p_.grid.in_w;
+    T* dx = static_cast<T*>(p_.output.dx);
+    parallel_for(ceil_div(total, 1024), [&](int64_t block) {
+      for (int64_t i = block * 1024; i < total && i < (block + 1) * 1024; ++i)
+        std::memset(static_cast<void*>(dx + i * p_.output.dx_ld), 0, size_t(p_.k) * sizeof(T));
+    });
+  }
+
+  const PointwiseBackward& p_;
+  const int64_t pixels_, k_pitch_, dy_words_, rows_, chunks_, chunk_rows_;
+};
+
+void pointwise_backward(const PointwiseBackward& p) {
+  if (p.dtype == kFloat32)
+    Backward<float>(p).run();
+  else
+    Backward<bf16>(p).run();
+}
+
+}  // namespace
+
+namespace FASTCNN_ISA {
+void register_pointwise_backward(Kernels& k) { k.pointwise_backward = pointwise_backward; }
+}  // namespace FASTCNN_ISA
+
+}  // namespace fastcnn

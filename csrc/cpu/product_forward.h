@@ -1,0 +1,55 @@
+// The forward driver of every product: tiles of output pixels, shared columns where pixels are few, statistics.
+#pragma once
+
+#include "cpu/epilogue.h"
+#include "cpu/gemm.h"
+
+namespace fastcnn {
+namespace {
+
+// Rows of an A tile: a quarter of a 1 MB L2, and no more than eight microtiles.
+template <class Words>
+int64_t tile_rows(int64_t words, int64_t pixels) {
+  const int64_t fit = 256 * 1024 / (round_up(words, kBlockWords) * 4) / kMicroRows;
+  int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
+#if FASTCNN_ISA_LEVEL >= 4
+  if (Words::kPerWord == 2) rows = fit > 4 ? 128 : 64;
+#endif
+  return rows < pixels ? rows : pixels;
+}
+
+// out = epilogue(A packed), A [pixels, k] made by fill(first, count, TileWriter), packed [k, n].
+template <class T, class Fill>
+void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e, const Fill& fill) {
+  using Words = typename WordsOf<T>::type;
+  const PackedView<Words> b(packed, k);
+  const int64_t panels = ceil_div(n, kLanes), pitch = panels * kLanes;
+  const int64_t rows = tile_rows<Words>(b.words, pixels), tiles = ceil_div(pixels, rows);
+  // Few tiles: share the columns too. Splitting them changes no sum, so it may follow the number of threads.
+  const int64_t threads = omp_get_max_threads();
+  const int64_t wanted = ceil_div(4 * threads, tiles), most = ceil_div(panels, 2 * kMicroVectors);
+  const int64_t splits = threads == 1 || tiles >= 2 * threads ? 1 : wanted < most ? wanted : most;
+  AlignedBuffer<float> statistics(e.mean ? size_t(tiles * 3 * pitch) : 1);
+  parallel_for(tiles * splits, [&](int64_t unit) {
+    const int64_t tile = unit / splits, split = unit % splits, first = tile * rows;
+    const int64_t count = pixels - first < rows ? pixels - first : rows;
+    const TileWriter<Words> a{thread_scratch(tile_floats(rows, b.words)), rows};
+    fill(first, count, a);
+    float* unit_sums = statistics.data() + tile * 3 * pitch;
+    const StatisticsUnit sums{unit_sums, unit_sums + pitch, unit_sums + 2 * pitch};
+    multiply_tile(a, count, b, panels * split / splits, panels * (split + 1) / splits,
+                  [&](float* c, int64_t ldc, int64_t row, int64_t count, int64_t column, int64_t columns) {
+                    store_block<T>(e, n, c, ldc, first + row, count, column, columns);
+                    if (!e.mean) return;
+                    for (int64_t v = 0; v < columns; v += kLanes)
+                      sums.add_rows(c + v, ldc, count, column + v, row == 0);
+                  });
+  });
+  if (e.mean) {
+    const auto count = [&](int64_t tile) { return tile + 1 < tiles ? rows : pixels - tile * rows; };
+    merge_statistics(statistics.data(), tiles, count, n, pitch, e.mean, e.var);
+  }
+}
+
+}  // namespace
+}  // namespace fastcnn

@@ -1,0 +1,87 @@
+"""Pointwise convolution on the C++ matrix-product core."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcnn import native
+from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.packing import PackedMatrix, packed_dgrad, packed_forward
+from fastcnn.ops.layout import conv_out_size, empty_nhwc, pixel_stride, to_nhwc
+
+Pair = tuple[int, int]
+
+
+def _grid(x: Tensor, stride: Pair) -> tuple:
+    n, _, h, w = x.shape
+    return n, h, w, conv_out_size(h, 1, stride[0], 0, 1), conv_out_size(w, 1, stride[1], 0, 1), *stride
+
+
+def pointwise_fwd(
+    x: Tensor,
+    weight: Tensor | PackedMatrix,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As fastcnn.ops.pointwise_conv2d.pointwise_fwd; the weight may be packed."""
+    x = to_nhwc(x)
+    residual = None if residual is None else to_nhwc(residual)
+    in_scale, in_shift, out_scale, out_shift = map(floats, (in_scale, in_shift, out_scale, out_shift))
+    grid, channels = _grid(x, stride), weight.shape[0]
+    y = empty_nhwc(grid[0], channels, grid[3], grid[4], like=x)
+    mean, var = statistics(channels, stats, x)
+    packed = packed_forward(weight, x.dtype)
+    native.module().pointwise_forward(
+        grid, x.shape[1], channels, DTYPE_CODES[x.dtype], x.data_ptr(), pixel_stride(x),
+        (pointer(in_scale), pointer(in_shift), in_act), packed.data_ptr(),
+        epilogue(out_scale, out_shift, out_act, residual, y, mean if stats else None, var),
+    )  # fmt: skip
+    return y, mean, var
+
+
+def pointwise_bwd(
+    grad: Tensor,
+    y: Tensor | None,
+    y_scale: Tensor | None,
+    y_shift: Tensor | None,
+    y_act: int,
+    coef: Tensor | None,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_shift: Tensor | None,
+    x_act: int,
+    x_mean: Tensor | None,
+    weight: Tensor,
+    stride: Pair,
+    need_dx: bool,
+    need_dw: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As fastcnn.ops.pointwise_conv2d.pointwise_bwd."""
+    grad, x = to_nhwc(grad), to_nhwc(x)
+    y = None if y is None else to_nhwc(y)
+    vectors = [floats(v) for v in (y_scale, y_shift, coef, x_scale, x_shift, x_mean)]
+    y_scale, y_shift, coef, x_scale, x_shift, x_mean = vectors
+    channels, k = weight.shape[:2]
+    dx = empty_nhwc(*x.shape, like=grad) if need_dx else grad.new_empty(0)
+    dw = torch.empty(weight.shape if need_dw else (0,), dtype=torch.float32)
+    sums = torch.empty((2, k) if need_sums else (0,), dtype=torch.float32)
+    packed = packed_dgrad(weight, x.dtype) if need_dx else None
+    native.module().pointwise_backward(
+        _grid(x, stride), k, channels, DTYPE_CODES[x.dtype],
+        (grad.data_ptr(), pixel_stride(grad), pointer(y), 0 if y is None else pixel_stride(y),
+         pointer(y_scale), pointer(y_shift), y_act, pointer(coef)),
+        (x.data_ptr(), pixel_stride(x), pointer(x_scale), pointer(x_shift), x_act, pointer(x_mean)),
+        pointer(packed),
+        (dx.data_ptr() if need_dx else 0, x.shape[1], dw.data_ptr() if need_dw else 0,
+         sums.data_ptr() if need_sums else 0),
+    )  # fmt: skip
+    return dx, dw, sums
