@@ -1,0 +1,45 @@
+# csrc/cuda/*.cu with nvcc, and csrc/cuda/*.cpp. The CUDA runtime is linked statically, so the module imports where there is no driver and
+# agrees with whatever runtime torch brings.
+
+# 80;90a -> 80;90a-real: machine code for each, and for the newest that has no architecture-specific suffix
+# also PTX, from which a driver can compile for later GPUs.
+function(fastcnn_cmake_archs archs result)
+  set(plain ${archs})
+  list(FILTER plain INCLUDE REGEX "^[0-9]+$")
+  set(newest "")
+  if(plain)
+    list(SORT plain COMPARE NATURAL ORDER DESCENDING)
+    list(GET plain 0 newest)
+  endif()
+  set(out "")
+  foreach(arch IN LISTS archs)
+    if(arch STREQUAL newest)
+      list(APPEND out ${arch})
+    else()
+      list(APPEND out ${arch}-real)
+    endif()
+  endforeach()
+  set(${result} "${out}" PARENT_SCOPE)
+endfunction()
+
+fastcnn_cmake_archs("${FASTCNN_CUDA_ARCHS}" CMAKE_CUDA_ARCHITECTURES)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  message(FATAL_ERROR "fastcnn needs CUDA 12.0 or newer; ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
+endif()
+find_package(CUDAToolkit REQUIRED)
+message(STATUS "fastcnn: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+
+function(fastcnn_add_cuda target)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cpp)
+  target_sources(${target} PRIVATE ${sources})
+  target_include_directories(${target} PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_definitions(${target} PRIVATE FASTCNN_WITH_CUDA=1)
+  target_compile_options(${target} PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--expt-relaxed-constexpr;-Xptxas=--warn-on-spills;-Xcompiler=-Wall>")
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+endfunction()
