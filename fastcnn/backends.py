@@ -11,10 +11,10 @@ import contextlib
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 # Filled by fastcnn.ops.registry.register: the plain-torch implementation of every primitive.
 REFERENCES: dict[str, Callable] = {}
@@ -52,37 +52,73 @@ def force(name: str) -> Iterator[None]:
         _forced.pop()
 
 
+# An observer stands between a call and its implementation: it gets (primitive, args, backend, function) and
+# returns function(*args). There is none but within fastcnn.explain and in tests.
+Observer = Callable[[str, Sequence, str, Callable], object]
+_observers: list[Observer] = []
+
+
+@contextlib.contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Within the block the observer runs every primitive, and sees its arguments, backend and outputs."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _observed(function: Callable, primitive: str, backend: str) -> Callable:
+    for observer in _observers:
+        function = partial(_run_observed, observer, primitive, backend, function)
+    return function
+
+
+def _run_observed(observer: Observer, primitive: str, backend: str, function: Callable, *args) -> object:
+    return observer(primitive, args, backend, function)
+
+
+class _Implementation(NamedTuple):
+    function: Callable | None
+    reason: str  # why there is none
+    refuses: Callable[[str, Sequence], str | None]
+
+
+def _never(_primitive: str, _args: Sequence) -> None:
+    return None
+
+
 @cache
-def _implementation(backend: str, primitive: str) -> tuple[Callable | None, str]:
+def _implementation(backend: str, primitive: str) -> _Implementation:
     """The backend's function for a primitive, or None and the reason."""
     if backend == "reference":
-        return REFERENCES[primitive], ""
+        return _Implementation(REFERENCES[primitive], "", _never)
     try:
         module = importlib.import_module(f"fastcnn.{backend}")
     except ImportError as error:
-        return None, str(error)
+        return _Implementation(None, str(error), _never)
     reason = module.unavailable()
     if reason:
-        return None, reason
+        return _Implementation(None, reason, _never)
     function = getattr(module, primitive, None)
-    return function, "" if function else f"the {backend} backend has no {primitive}"
+    return _Implementation(
+        function, "" if function else f"the {backend} backend has no {primitive}", module.refuses
+    )
 
 
 def refusal(backend: str, primitive: str, args: Sequence) -> str | None:
     """Why a backend will not run this call, or None if it will."""
-    if backend == "reference":
-        return None
-    function, reason = _implementation(backend, primitive)
-    if function is None:
-        return reason
-    return importlib.import_module(f"fastcnn.{backend}").refuses(primitive, args)
+    implementation = _implementation(backend, primitive)
+    return implementation.refuses(primitive, args) if implementation.function else implementation.reason
+
+
+def _order(args: Sequence) -> Sequence[str]:
+    return _forced[-1:] or PREFERENCE.get(args[0].device.type, ("reference",))
 
 
 def candidates(primitive: str, args: Sequence) -> list[tuple[str, str | None]]:
     """Every backend in order of preference with None if it would run this call, or the reason why not."""
-    device = next(a for a in args if isinstance(a, Tensor)).device.type
-    order = _forced[-1:] or PREFERENCE.get(device, ("reference",))
-    return [(backend, refusal(backend, primitive, args)) for backend in order]
+    return [(backend, refusal(backend, primitive, args)) for backend in _order(args)]
 
 
 def selected(primitive: str, args: Sequence) -> str:
@@ -91,7 +127,11 @@ def selected(primitive: str, args: Sequence) -> str:
     Raises:
         BackendError: the forced backend cannot run it.
     """
-    for backend, reason in candidates(primitive, args):
+    if args[0].numel() == 0 and not _forced:
+        return "reference"
+    reason = None
+    for backend in _order(args):
+        reason = refusal(backend, primitive, args)
         if reason is None:
             return backend
     raise BackendError(f"{primitive}: backend {_forced[-1]!r} was forced, but {reason}")
@@ -100,9 +140,8 @@ def selected(primitive: str, args: Sequence) -> str:
 def choose(primitive: str, args: Sequence) -> Callable:
     """The function that runs this call. Raises BackendError as `selected` does."""
     backend = selected(primitive, args)
-    if not _forced and args[0].numel() == 0:
-        backend = "reference"
-    return _implementation(backend, primitive)[0]
+    function = _implementation(backend, primitive).function
+    return _observed(function, primitive, backend) if _observers else function
 
 
 def is_gpu_available() -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastcnn import native
 from fastcnn.cpu.affine_act import affine_act_fwd, affine_act_sums
+from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
 from fastcnn.cpu.packing import PackedMatrix, pack_pointwise
@@ -23,11 +24,32 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.bfloat16)
 _GROUPS, _NEED_DX = 12, -3  # positions among conv2d_fwd's and conv2d_bwd's arguments
+# How each of a forward's leading weights is prepared once, for calls with constant weights.
+_PACKERS = {
+    "pointwise_fwd": (pack_pointwise,),
+    "conv2d_fwd": (pack_conv2d,),
+    "depthwise_fwd": (None,),
+    "separable_fwd": (None, pack_pointwise),
+    "inverted_residual_fwd": (pack_pointwise, None, pack_pointwise),
+}
 
 
 def unavailable() -> str | None:
     """Why no primitive runs on the CPU backend here, or None."""
     return None if native.module() else "the native module was not built (FASTCNN_NATIVE=off)"
+
+
+def pack_arguments(primitive: str, before: tuple, dtype: torch.dtype) -> tuple:
+    """A forward primitive's arguments between x and residual, with weights packed for dtype and vectors in float32."""
+    packers = _PACKERS[primitive] + (None,) * len(before)
+    return tuple(
+        pack(value, dtype)
+        if pack and value is not None
+        else floats(value)
+        if isinstance(value, Tensor)
+        else value
+        for value, pack in zip(before, packers)
+    )
 
 
 def _refuses_shape(primitive: str, args: Sequence) -> str | None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer
-from fastcnn.ops.layout import empty_nhwc, pixel_stride, to_nhwc
+from fastcnn.cpu.memory import empty_nhwc
+from fastcnn.ops.layout import pixel_stride, to_nhwc
 
 
 def affine_act_fwd(

@@ -17,7 +17,9 @@ def pointer(x: Tensor | None) -> int:
 
 def floats(v: Tensor | None) -> Tensor | None:
     """A per-channel vector or a small weight as contiguous float32 (kept alive by the caller)."""
-    return v if v is None else v.detach().to(torch.float32).contiguous()
+    if v is None or (v.dtype is torch.float32 and not v.requires_grad and v.is_contiguous()):
+        return v  # the hot path: three attribute reads instead of three torch calls
+    return v.detach().to(torch.float32).contiguous()
 
 
 def epilogue(

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedMatrix, packed_forward
-from fastcnn.ops.layout import conv_out_size, empty_nhwc, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
 
@@ -67,7 +68,7 @@ def conv2d_fwd(
     shape = _shape(x, n, kernel, stride, padding, dilation)
     y = empty_nhwc(x.shape[0], n, shape[5], shape[6], like=x)
     mean, var = statistics(n, stats, x)
-    packed = weight.data if isinstance(weight, PackedMatrix) else packed_forward(as_matrix(weight), x.dtype)
+    packed = packed_forward(weight if isinstance(weight, PackedMatrix) else as_matrix(weight), x.dtype)
     native.module().conv2d_forward(
         shape, x.data_ptr(), pixel_stride(x), (pointer(in_scale), pointer(in_shift), in_act), packed.data_ptr(),
         epilogue(out_scale, out_shift, out_act, residual, y, mean if stats else None, var),
@@ -77,7 +78,7 @@ def conv2d_fwd(
 
 def pack_conv2d(weight: Tensor, dtype: torch.dtype) -> PackedMatrix:
     """Packs a weight [n, k, r, s] for conv2d_fwd in dtype."""
-    return PackedMatrix(weight.shape, dtype, packed_forward(as_matrix(weight), dtype), native.module().isa_active())
+    return PackedMatrix(as_matrix(weight).flatten(1), weight.shape, dtype)
 
 
 def conv2d_bwd(

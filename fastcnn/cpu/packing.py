@@ -10,17 +10,26 @@ from fastcnn.cpu.arguments import DTYPE_CODES, pointer
 
 
 class PackedMatrix:
-    """B [k, n] of a product, packed; stands in for a pointwise weight [n, k, 1, 1] wherever the CPU backend takes one.
+    """A product's weight in the panels that the active instruction set reads; stands in for the weight it was made of.
 
     Attributes:
-        shape: of the weight that it stands in for.
-        isa: the instruction set whose layout this is.
+        shape: of that weight.
+        dtype: that the product computes in.
     """
 
-    __slots__ = ("data", "dtype", "isa", "shape")
+    __slots__ = ("_data", "_isa", "_matrix", "dtype", "shape")
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, data: Tensor, isa: str) -> None:
-        self.shape, self.dtype, self.data, self.isa = shape, dtype, data, isa
+    def __init__(self, matrix: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+        """matrix [n, k] of a forward product; shape of the weight that it came from."""
+        self.shape, self.dtype, self._matrix = shape, dtype, matrix
+        self._isa: str | None = None
+
+    def bytes(self) -> Tensor:
+        """The packed bytes, made again when another instruction set has become active."""
+        isa = native.module().isa_active()
+        if isa != self._isa:
+            self._data, self._isa = _pack(self._matrix, False, self.dtype), isa
+        return self._data
 
 
 def _pack(matrix: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
@@ -38,19 +47,20 @@ def _pack(matrix: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     return data
 
 
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.detach().reshape(weight.shape[0], -1)
+
+
 def pack_pointwise(weight: Tensor, dtype: torch.dtype) -> PackedMatrix:
     """Packs a pointwise weight [n, k, 1, 1] for forward products computed in dtype."""
-    matrix = weight.detach().reshape(weight.shape[0], -1)
-    return PackedMatrix(weight.shape, dtype, _pack(matrix, False, dtype), native.module().isa_active())
+    return PackedMatrix(_matrix(weight), weight.shape, dtype)
 
 
 def packed_forward(weight: Tensor | PackedMatrix, dtype: torch.dtype) -> Tensor:
     """The packed bytes of a forward's weight; packs now what was not packed before."""
-    if isinstance(weight, PackedMatrix):
-        return weight.data
-    return _pack(weight.detach().reshape(weight.shape[0], -1), False, dtype)
+    return weight.bytes() if isinstance(weight, PackedMatrix) else _pack(_matrix(weight), False, dtype)
 
 
 def packed_dgrad(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The packed bytes of a data gradient's weight."""
-    return _pack(weight.detach().reshape(weight.shape[0], -1), True, dtype)
+    return _pack(_matrix(weight), True, dtype)

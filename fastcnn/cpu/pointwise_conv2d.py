@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedMatrix, packed_dgrad, packed_forward
-from fastcnn.ops.layout import conv_out_size, empty_nhwc, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
 

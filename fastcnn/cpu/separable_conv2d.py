@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.arguments import DTYPE_CODES, depthwise_shape, epilogue, floats, pointer, statistics
+from fastcnn.cpu.arguments import depthwise_shape, epilogue, floats, pointer, statistics
+from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedMatrix, packed_forward
-from fastcnn.ops.layout import empty_nhwc, pixel_stride, to_nhwc
+from fastcnn.ops.layout import pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
 
@@ -76,7 +77,16 @@ def inverted_residual_fwd(
     """
     x = to_nhwc(x)
     residual = None if residual is None else to_nhwc(residual)
-    vectors = (in_scale, in_shift, expand_scale, expand_shift, dw_scale, dw_shift, project_scale, project_shift)
+    vectors = (
+        in_scale,
+        in_shift,
+        expand_scale,
+        expand_shift,
+        dw_scale,
+        dw_shift,
+        project_scale,
+        project_shift,
+    )
     vectors = [floats(v) for v in vectors]
     head, expand, middle, tail = (
         (pointer(vectors[2 * i]), pointer(vectors[2 * i + 1]), act)

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import activations
+from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
 from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.validation import Labels, pair
 
 
 def _forward_fake(x, weight, *rest):
@@ -82,3 +84,28 @@ def conv2d_bwd(
         dx = (dx.to(acc) * activations.derivative(affine(x, x_scale, x_shift), x_act)).to(grad.dtype)
     dx = dx.contiguous(memory_format=torch.channels_last)
     return dx, dw, gradient_sums(dx.to(acc), x, x_mean) if need_sums else empty
+
+
+_LABELS = (Labels(),)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Any 2-D convolution, differentiable: torch.nn.functional.conv2d on fastcnn's kernels.
+
+    Shapes: x [N, K, H, W] in any memory format, weight [C, K / groups, R, S], bias [C]; the result [N, C, P, Q] is
+    channels_last. Dtypes: float32, bfloat16, float16, float64 (reference); half inputs also take float32 parameters.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, shape or device.
+    """
+    norm = None if bias is None else Affine(None, bias)
+    where = (pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1))
+    return conv_chain(x, (Conv("conv2d", (weight,), *where, groups, norm),), labels=_LABELS)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations, inference
 from fastcnn.ops.layout import accumulation_dtype, conv_out_size, to_nhwc
+from fastcnn.ops.validation import Labels, check_chain
 
 Pair = tuple[int, int]
 ops = torch.ops.fastcnn
@@ -151,7 +152,7 @@ def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int,
         *upstream, mid, None, None, 0, None, weights[1], (1, 1), need_mid, need_dw[1], False
     )
     if not need_mid:
-        return dmid, (None, dpw), dmid
+        return dmid, (None, dpw), None
     dx, ddw, sums = ops.depthwise_bwd(
         dmid, None, None, None, 0, None, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums
     )
@@ -235,9 +236,11 @@ class _ConvChain(torch.autograd.Function):
             pre_act = geometries[i - 1].act if i else ctx.in_act
             weights = [w for w in tensors[slot : slot + 2] if w is not None]
             need_dw = needs[4 + slot : 4 + slot + 2]
+            need_sums = bool(i) and learns(i - 1)
             grad, dws, sums = _convolve_backward(
-                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, bool(i) and learns(i - 1)
+                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, need_sums
             )
+            sums = sums if need_sums else None
             for k, dw in enumerate(dws):
                 if need_dw[k]:
                     grads[slot + k] = dw.to(tensors[slot + k].dtype)
@@ -275,37 +278,53 @@ def _autocast(x: Tensor) -> Tensor:
     return x
 
 
-def conv_chain(x: Tensor, convs: Sequence[Conv], in_act: str = "none", residual: Tensor | None = None) -> Tensor:
+def conv_chain(
+    x: Tensor,
+    convs: Sequence[Conv],
+    in_act: str = "none",
+    residual: Tensor | None = None,
+    labels: Sequence[Labels] | None = None,
+) -> Tensor:
     """Runs convolutions with their normalisations and activations as one fused, differentiable unit.
 
     y = act_n(norm_n(conv_n(... act_1(norm_1(conv_1(in_act(x))))))) + residual
 
     Shapes: x [N, K, H, W] in any memory format, the result [N, C, P, Q] in channels_last; residual like the result.
     Dtypes: float32, bfloat16, float16, float64 (reference); autocast is respected, parameters may stay float32.
+    ``labels`` are the names that error messages give to the parts of each convolution.
     Source: BN fission-n-fusion (arXiv 1807.01702) for the deferred normalisation.
 
     Raises:
+        TypeError, ValueError: an argument that cannot be (validation.check_chain).
         ValueError: batch statistics of a single value per channel.
     """
-    x = to_nhwc(_autocast(x))
-    residual = None if residual is None else to_nhwc(residual.to(x.dtype))
+    check_chain(x, convs, in_act, residual, labels)
+    given, x = x, to_nhwc(_autocast(x))
+    if residual is not None:
+        residual = x if residual is given else to_nhwc(residual.to(x.dtype))
     flattened = [_flatten(conv) for conv in convs]
     geometries = tuple(g for g, _ in flattened)
     stages = [slots for _, slots in flattened]
     tensors = [t for slots in stages for t in slots]
     code = activations.code(in_act)
     trained = [i for i, g in enumerate(geometries) if g.norm == "train"]
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, residual, *tensors)
+    # An exported program is for inference: it gets the wide primitives though its parameters require gradients.
+    differentiable = (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x, residual, *tensors))
+        and not torch.compiler.is_exporting()
     )
     if not trained and not differentiable:
         acc = accumulation_dtype(x)
         epilogues = [_normalisation(g, *s[2:], acc) for g, s in zip(geometries, stages, strict=True)]
-        return inference.run(x, geometries, [s[:2] for s in stages], epilogues, code, residual)
+        plan = inference.steps(geometries, [s[:2] for s in stages], epilogues, code)
+        return inference.run(x, plan, residual)
     counts = _values_per_channel(x, convs)
     for i in trained:
         if counts[i] <= 1:
             raise ValueError(f"batch statistics: got {counts[i]} value per channel, expected more than 1")
+    if residual is x:
+        residual = x.view_as(x)  # torch.compile refuses one tensor in two arguments of an autograd function
     out, *batch = _ConvChain.apply(geometries, code, x, residual, *tensors)
     for k, i in enumerate(trained):
         _update_running_statistics(convs[i].norm, batch[2 * k], batch[2 * k + 1], counts[i])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
+from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.validation import Labels, pair
 
 
 def _forward_fake(x, weight, *rest):
@@ -67,3 +69,29 @@ def depthwise_bwd(
         grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight,
         stride, padding, dilation, x.shape[1], need_dx, need_dw, need_sums,
     )  # fmt: skip
+
+
+_LABELS = (Labels(),)
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+) -> Tensor:
+    """Depthwise convolution, differentiable: each channel has its own ``multiplier`` filters.
+
+    Shapes: x [N, K, H, W] in any memory format, weight [K * multiplier, 1, R, S] with R and S odd and at most 31,
+    bias [K * multiplier]; the result [N, K * multiplier, P, Q] is channels_last. Output channel c reads input channel
+    c // multiplier, as torch's grouped convolution does.
+    Dtypes: float32, bfloat16, float16, float64 (reference); half inputs also take float32 parameters.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, shape or device.
+    """
+    norm = None if bias is None else Affine(None, bias)
+    where = (pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1))
+    return conv_chain(x, (Conv("depthwise", (weight,), *where, norm=norm),), labels=_LABELS)

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastcnn import backends
+
 ops = torch.ops.fastcnn
+
+
+class Step(NamedTuple):
+    """One primitive over one, two or three convolutions: op(x, *before, residual, *after)."""
+
+    op: Callable
+    before: tuple
+    after: tuple
+    packed: tuple | None = None  # `before` with weights in the CPU backend's own layout
+
+
+def pack(plan: Sequence[Step], dtype: torch.dtype) -> list[Step]:
+    """The plan with its weights packed once for the CPU backend, where that backend is there and has the dtype."""
+    from fastcnn import cpu
+
+    if cpu.unavailable() or dtype not in cpu.DTYPES:
+        return list(plan)
+    return [s._replace(packed=cpu.pack_arguments(_name(s.op), s.before, dtype)) for s in plan]
+
+
+def _name(op: Callable) -> str:
+    return op._schema.name.removeprefix("fastcnn::")
+
+
+def _run_packed(step: Step, x: Tensor, residual: Tensor | None) -> Tensor | tuple | None:
+    """The step on the CPU backend with its packed weights, or None where another backend is chosen."""
+    name, args = _name(step.op), (x, *step.packed, residual, *step.after)
+    if backends.selected(name, args) != "cpu":
+        return None
+    return backends.choose(name, args)(*args)
 
 
 def _span(geometries: Sequence, i: int) -> int:
@@ -21,45 +54,49 @@ def _span(geometries: Sequence, i: int) -> int:
     return 1
 
 
-def _fused(x: Tensor, gs: Sequence, weights: Sequence, epilogues: Sequence, in_act: int, residual: Tensor | None):
-    """One primitive over one, two or three convolutions."""
+def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, in_act: int) -> Step:
     head = (None, None, in_act)
     tails = [(e.scale, e.shift, g.act) for e, g in zip(epilogues, gs, strict=True)]
-    first = gs[0]
+    first, (w0, w1) = gs[0], weights[0]
     where = (first.stride, first.padding, first.dilation)
     if len(gs) == 1:
-        w0, w1 = weights[0]
         if first.op == "pointwise":
-            return ops.pointwise_fwd(x, w0, *head, *tails[0], residual, first.stride, False)[0]
+            return Step(ops.pointwise_fwd.default, (w0, *head, *tails[0]), (first.stride, False))
         if first.op == "depthwise":
-            return ops.depthwise_fwd(x, w0, *head, *tails[0], residual, *where, False)[0]
+            return Step(ops.depthwise_fwd.default, (w0, *head, *tails[0]), (*where, False))
         if first.op == "separable":
-            return ops.separable_fwd(x, w0, w1, *head, None, None, 0, *tails[0], residual, *where, False)[0]
-        return ops.conv2d_fwd(x, w0, *head, *tails[0], residual, *where, first.groups, False)[0]
+            return Step(ops.separable_fwd.default, (w0, w1, *head, None, None, 0, *tails[0]), (*where, False))
+        return Step(ops.conv2d_fwd.default, (w0, *head, *tails[0]), (*where, first.groups, False))
+    second = weights[1][0]
     if first.op == "depthwise":
-        return ops.separable_fwd(
-            x, weights[0][0], weights[1][0], *head, *tails[0], *tails[1], residual, *where, False
-        )[0]
+        return Step(ops.separable_fwd.default, (w0, second, *head, *tails[0], *tails[1]), (*where, False))
+    project, last = (weights[2][0], tails[2]) if len(gs) == 3 else (None, (None, None, 0))
     middle = gs[1]
-    project = weights[2][0] if len(gs) == 3 else None
-    last = tails[2] if len(gs) == 3 else (None, None, 0)
-    return ops.inverted_residual_fwd(
-        x, weights[0][0], weights[1][0], project, *head, *tails[0], *tails[1], *last, residual,
-        middle.stride, middle.padding, middle.dilation,
-    )  # fmt: skip
+    return Step(
+        ops.inverted_residual_fwd.default,
+        (w0, second, project, *head, *tails[0], *tails[1], *last),
+        (middle.stride, middle.padding, middle.dilation),
+    )
 
 
-def run(
-    x: Tensor, geometries: Sequence, weights: Sequence, epilogues: Sequence, in_act: int, residual: Tensor | None
-) -> Tensor:
-    """The chain's output [N, C, P, Q]; every normalisation and activation is an epilogue, nothing is saved."""
-    i = 0
+def steps(geometries: Sequence, weights: Sequence, epilogues: Sequence, in_act: int) -> list[Step]:
+    """The chain as primitives; weights are pairs (the second None but for "separable"), epilogues scales and shifts."""
+    result, i = [], 0
     while i < len(geometries):
-        end = i + _span(geometries, i)
-        last = end == len(geometries)
-        span = slice(i, end)
-        x = _fused(
-            x, geometries[span], weights[span], epilogues[span], in_act if i == 0 else 0, residual if last else None
-        )
-        i = end
+        span = slice(i, i + _span(geometries, i))
+        result.append(_step(geometries[span], weights[span], epilogues[span], 0 if i else in_act))
+        i = span.stop
+    return result
+
+
+def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None) -> Tensor:
+    """The chain's output [N, C, P, Q]; every normalisation and activation is an epilogue, nothing is saved."""
+    last = len(plan) - 1
+    compiling = torch.compiler.is_compiling()
+    for i, step in enumerate(plan):
+        tail = residual if i == last else None
+        y = None if compiling or step.packed is None else _run_packed(step, x, tail)
+        if y is None:
+            y = step.op(x, *step.before, tail, *step.after)
+        x = y if isinstance(y, Tensor) else y[0]
     return x

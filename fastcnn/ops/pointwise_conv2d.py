@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
+from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.validation import Labels, pair
 
 
 def _forward_fake(x, weight, *rest):
@@ -63,3 +65,20 @@ def pointwise_bwd(
         grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight,
         stride, (0, 0), (1, 1), 1, need_dx, need_dw, need_sums,
     )  # fmt: skip
+
+
+_LABELS = (Labels(),)
+
+
+def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Pair = 1) -> Tensor:
+    """1x1 convolution, differentiable: a matrix product over the channels of each pixel.
+
+    Shapes: x [N, K, H, W] in any memory format, weight [C, K, 1, 1], bias [C]; the result [N, C, P, Q] is
+    channels_last. Dtypes: float32, bfloat16, float16, float64 (reference); half inputs also take float32 parameters.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, shape or device.
+    """
+    norm = None if bias is None else Affine(None, bias)
+    conv = Conv("pointwise", (weight,), pair(stride, "stride", 1), norm=norm)
+    return conv_chain(x, (conv,), labels=_LABELS)

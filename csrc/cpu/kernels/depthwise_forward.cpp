@@ -2,6 +2,7 @@
 // down the rows over a ring of transformed input rows (depthwise_rows.h), and stores with the epilogue.
 #include "cpu/depthwise_rows.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes.h"
 
 namespace fastcnn {
 namespace {
@@ -12,13 +13,14 @@ struct EpilogueSink {
   const float *scale, *shift;  // null: the identity
   StatisticsUnit statistics;   // shift null: none
   int act;
-  bool first;                // no value of this unit has been seen yet
-  int64_t channels;          // of the unit
-  const T* residual;         // of the row, at the unit's first channel
+  bool first;         // no value of this unit has been seen yet
+  bool streamed;
+  int64_t channels;   // of the unit
+  const T* residual;  // of the row, at the unit's first channel
   int64_t residual_ld;
   T* out;
   int64_t out_ld;
-  int64_t ahead;
+  int64_t next_row;  // elements from a row of out to the next, or 0
 
   template <int kOutputs>
   void put(int64_t q, int64_t c, V (&acc)[kOutputs]) const {
@@ -30,10 +32,12 @@ struct EpilogueSink {
     if (statistics.shift) add_statistics(q, c, acc);
     if (act) activate_all(acc);
     const int64_t n = channels - c;
-    if (n >= kLanes)
-      store_all(q, c, acc, [](auto* p, V v) { store(p, v); }, [](auto* p) { return load(p); });
+    if (n < kLanes)
+      store_all(q, c, acc, SomeLanes{int(n)});
+    else if (streamed)
+      store_all(q, c, acc, StreamedLanes{});
     else
-      store_all(q, c, acc, [n](auto* p, V v) { store(p, v, int(n)); }, [n](auto* p) { return load(p, int(n)); });
+      store_all(q, c, acc, AllLanes{});
   }
 
  private:
@@ -55,29 +59,24 @@ struct EpilogueSink {
 
   template <int kOutputs>
   void activate_all(V (&acc)[kOutputs]) const {
-    if (act == kRelu || act == kRelu6) {
-      const V top = set(act == kRelu6 ? 6.0f : __builtin_inff());
+    with_activation(act, [&](auto known) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kOutputs; ++i) acc[i] = min(max(acc[i], zero()), top);
-    } else {
-#pragma GCC unroll 8
-      for (int i = 0; i < kOutputs; ++i) acc[i] = activate(act, acc[i]);
-    }
+      for (int i = 0; i < kOutputs; ++i) acc[i] = activate(known(), acc[i]);
+    });
   }
 
-  template <int kOutputs, class Store, class Load>
-  void store_all(int64_t q, int64_t c, V (&acc)[kOutputs], const Store& put_lanes, const Load& get_lanes) const {
+  template <int kOutputs, class Lanes>
+  void store_all(int64_t q, int64_t c, V (&acc)[kOutputs], const Lanes& lanes) const {
     T* p = out + q * out_ld + c;
-#ifdef PFW
-    for (int i = 0; i < kOutputs; ++i) __builtin_prefetch(p + i * out_ld + ahead, 1, 3);
-#endif
     if (residual) {
       const T* from = residual + q * residual_ld + c;
 #pragma GCC unroll 8
-      for (int i = 0; i < kOutputs; ++i) acc[i] = add(acc[i], get_lanes(from + i * residual_ld));
+      for (int i = 0; i < kOutputs; ++i) acc[i] = add(acc[i], lanes.get(from + i * residual_ld));
     }
+    if (next_row)
+      for (int i = 0; i < kOutputs; ++i) __builtin_prefetch(p + i * out_ld + next_row, 1, 3);
 #pragma GCC unroll 8
-    for (int i = 0; i < kOutputs; ++i) put_lanes(p + i * out_ld, acc[i]);
+    for (int i = 0; i < kOutputs; ++i) lanes.put(p + i * out_ld, acc[i]);
   }
 };
 
@@ -92,7 +91,9 @@ class Forward {
         s_(p.shape),
         channels_(s_.out_channels()),
         direct_(std::is_same_v<T, float> && p.prologue.is_identity() && s_.multiplier == 1 &&
-                channels_ % kLanes == 0) {
+                channels_ % kLanes == 0),
+        streamed_(can_stream(static_cast<const T*>(p.epilogue.out), p.epilogue.out_ld,
+                             s_.images * s_.out_h * s_.out_w * channels_ * int64_t(sizeof(T)))) {
     const int64_t most = kRingFloats / ((RowRing::slots(s_) + 1) * ring_width(s_)) / 16 * 16;
     const int64_t blocks = ceil_div(channels_, most < 16 ? 16 : most);
     block_ = round_up(ceil_div(channels_, blocks), 16);
@@ -109,7 +110,10 @@ class Forward {
     vectors_ = vectors.data();
     statistics_ = p_.epilogue.mean ? statistics.data() : nullptr;
     pack();
-    parallel_for(tasks * blocks_, [&](int64_t unit) { walk(unit / blocks_, unit % blocks_); });
+    parallel_for(tasks * blocks_, [&](int64_t unit) {
+      walk(unit / blocks_, unit % blocks_);
+      if (streamed_) finish_streaming();
+    });
     if (statistics_)
       merge_statistics(statistics_, tasks, [&](int64_t task) { return rows_of(task) * s_.out_w; }, channels_, pitch_,
                        p_.epilogue.mean, p_.epilogue.var);
@@ -148,9 +152,7 @@ class Forward {
     for (int64_t p = first_row(chunk); p < first_row(chunk + 1); ++p) {
       ring.advance(p, fill, rows);
       StencilRows in{rows, block_, 0, ring_width(s_), 0, s_.kernel_h};
-#ifdef PFR
       in.ahead = ahead(image, p, c0);
-#endif
       stencil_row(s_, in, vectors_ + c0, pitch_, 0, c1, sink(task, image, p, c0, count));
     }
   }
@@ -165,9 +167,7 @@ class Forward {
       if (r < in.first_tap) in.first_tap = r;
       in.last_tap = r + 1;
     }
-#ifdef PFR
     in.ahead = ahead(image, p, c0);
-#endif
     return in;
   }
 
@@ -198,14 +198,15 @@ class Forward {
     to.residual_ld = e.residual.ld;
     to.out = static_cast<T*>(e.out) + pixel * e.out_ld + c0;
     to.out_ld = e.out_ld;
-    to.ahead = s_.out_w * e.out_ld;
+    to.streamed = streamed_;
+    if (!streamed_ && p + 1 < first_row(task % chunks_ + 1)) to.next_row = s_.out_w * e.out_ld;
     return to;
   }
 
   const DepthwiseForward& p_;
   const DepthwiseShape& s_;
   const int64_t channels_;
-  const bool direct_;
+  const bool direct_, streamed_;
   int64_t block_, blocks_, chunks_, pitch_;
   float *vectors_, *statistics_;
 };

@@ -1,0 +1,88 @@
+// What the CUDA launchers take: raw pointers, sizes, pixel strides and a stream. No torch, no Python.
+#pragma once
+
+#include <cstdint>
+
+namespace fastcnn::cuda {
+
+enum Dtype : int { kFloat32, kBFloat16, kFloat16 };
+
+inline int element_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+// The depthwise stencil's shape: x [n, h, w, k], weight [c, 1, r, s], output [n, p, q, c]; c is a multiple of
+// k.
+struct Geometry {
+  int n, h, w, k;
+  int p, q, c;
+  int r, s;
+  int stride_h, stride_w;
+  int pad_h, pad_w;
+  int dil_h, dil_w;
+};
+
+// NHWC memory, perhaps a channel slice: `ld` elements from pixel to pixel. No data: the operand is absent.
+struct View {
+  void* data;
+  int64_t ld;
+};
+
+// act(scale * v + shift) per channel; a null scale is 1, a null shift 0; act as in
+// fastcnn/ops/activations.py.
+struct ChannelAffine {
+  const float* scale;
+  const float* shift;
+  int act;
+};
+
+// A depthwise filter [c, r * s] in float32 or in the op's dtype.
+struct Filter {
+  const void* data;
+  bool is_float32;
+};
+
+// mean and var [c] or null. The workspace holds the plan's `workspace` floats and comes uninitialised.
+struct DepthwiseFwd {
+  Geometry g;
+  int dtype;
+  View x;
+  Filter weight;
+  ChannelAffine in, out;
+  View residual, y;
+  float *mean, *var;
+  float* workspace;
+  void* stream;
+};
+
+// Null outputs are not wanted. coef [4, c], sums [2, k], dw [c, r * s].
+struct DepthwiseBwd {
+  Geometry g;
+  int dtype;
+  View grad, y;
+  ChannelAffine out;
+  const float* coef;
+  View x;
+  ChannelAffine in;
+  const float* x_mean;
+  Filter weight;
+  View dx;
+  float *dw, *sums;
+  float* workspace;
+  void* stream;
+};
+
+// The pointwise weight [channels, g.c] is in the op's dtype.
+struct SeparableFwd {
+  Geometry g;
+  int channels;
+  int dtype;
+  View x;
+  Filter weight;
+  const void* pointwise;
+  ChannelAffine in, mid, out;
+  View residual, y;
+  float *mean, *var;
+  float* workspace;
+  void* stream;
+};
+
+}  // namespace fastcnn::cuda

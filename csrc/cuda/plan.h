@@ -1,0 +1,65 @@
+// The launchers, and which tiles they use: host arithmetic only, a pure function of the shape and the GPU's
+// size.
+#pragma once
+
+#include "params.h"
+
+namespace fastcnn::cuda {
+
+constexpr int kThreads = 256;
+// The ring that streams pointwise weights: depth of one step, and steps in flight plus one.
+constexpr int kProductDepth = 32;
+constexpr int kProductStages = 3;
+// Per-channel constants of the gradient prologue, in shared memory as [6][cb]: y's scale and shift,
+// coef[0..3]. In registers they would be 48 per thread while the weight gradients are held as well.
+constexpr int kGradientConstants = 6;
+constexpr int kInputConstants = 2;  // of the input prologue, likewise: scale and shift
+
+struct Device {
+  int multiprocessors;
+  int shared_bytes;  // that one block may ask for: 227 KB on an H100, 163 on an A100, 99 on small ones
+};
+
+// A grid of (channel_tiles, slices): block (i, j) works on channels [i cb, (i + 1) cb) of pixel tiles j, j +
+// slices, ...
+struct DepthwisePlan {
+  int cb;                  // channels per block, a multiple of the 16-byte vector
+  int tile_h, tile_w;      // positions per tile
+  int rows, cols;          // the staged window
+  int origin_h, origin_w;  // first position (backward; see depthwise_bwd.cu)
+  int tiles_h, tiles_w, tiles;
+  int channel_tiles, slices;
+  int shared_bytes;
+  int64_t workspace;  // floats
+};
+
+struct SeparablePlan {
+  int m, n;  // the product's tile: pixels and output channels
+  int cb;    // channels per depthwise step
+  int tile_h, tile_w, strips_w;
+  int rows, cols;
+  int tiles_h, tiles_w, tiles;
+  int k_padded;
+  int blocks;
+  int a_bytes, window_bytes, table_bytes, shared_bytes;
+  int64_t workspace;  // floats
+};
+
+// The unrolled kernels: square kernels of 3, 5, 7, square stride 1 or 2, no dilation, multiplier 1. Else 0.
+int unrolled_kernel(const Geometry& g);
+// Outputs per thread along W.
+int forward_strip(const Geometry& g);
+int backward_strip(const Geometry& g);
+
+// Throw std::invalid_argument where no tile fits the shared memory.
+DepthwisePlan plan_depthwise_fwd(const Geometry& g, int dtype, const Device& device);
+DepthwisePlan plan_depthwise_bwd(const Geometry& g, int dtype, const Device& device);
+// `m`: only products of so many pixels; 0: whichever is expected to be fastest.
+SeparablePlan plan_separable_fwd(const Geometry& g, int channels, int dtype, const Device& device, int m = 0);
+
+// Enqueue on the op's stream; throw std::runtime_error with CUDA's message where a launch fails.
+void depthwise_fwd(const DepthwiseFwd& op, const DepthwisePlan& plan);
+void depthwise_bwd(const DepthwiseBwd& op, const DepthwisePlan& plan);
+void separable_fwd(const SeparableFwd& op, const SeparablePlan& plan);
+
+}  // namespace fastcnn::cuda

@@ -1,0 +1,8 @@
+#include "separable_fwd.cuh"
+#include "separable_fwd.h"
+
+namespace fastcnn::cuda {
+
+void separable_fwd_f16(const SeparableFwd& op, const SeparablePlan& plan) { launch_separable<f16>(op, plan); }
+
+}  // namespace fastcnn::cuda

@@ -1,0 +1,141 @@
+"""Whole models: inference, a training step, and what it keeps for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fastcnn.benchmark import memory, peers, stock
+from fastcnn.benchmark.case import Case, Work
+from fastcnn.benchmark.race import RaceResult
+from fastcnn.benchmark.suites.common import BATCH, NAMES
+from fastcnn.benchmark.targets import Target
+
+if TYPE_CHECKING:
+    from fastcnn.benchmark.suites import Options
+
+NAME = "models"
+TITLE = "Whole models"
+NOTES = (
+    "Random weights; BatchNorm has random images' statistics. torch's bf16 is autocast. Floors: computing.",
+    "`train`: forward, cross entropy, backward; without the optimizer, which is the same for all.",
+)
+CLASSES = 1000
+
+
+@lru_cache(maxsize=2)
+def calibrated(name: str) -> nn.Module:
+    """The stock model with random weights and statistics of random images."""
+    generator = torch.Generator().manual_seed(5)
+    size = stock.SIZES[name]
+    batches = [torch.randn((4, 3, size, size), generator=generator) for _ in range(2)]
+    return stock.calibrate(stock.seeded(name), batches)
+
+
+def _inference(name: str, batch: int, dtype: torch.dtype, options: Options) -> Case:
+    shape = (batch, 3, stock.SIZES[name], stock.SIZES[name])
+
+    def model() -> nn.Module:
+        return calibrated(name)
+
+    def reference(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return (peers.placed(model(), "nchw", x.device.type).double()(x),)
+
+    return Case(
+        f"{name} batch {batch} {NAMES[dtype]}",
+        Work(2.0 * stock.MACS[name] * batch, 0.0, dtype),
+        lambda g: (torch.randn(shape, generator=g),),
+        reference,
+        peers.inference_competitors(name, model, dtype, torch.randn(shape), options.device, not options.compiles()),
+        yardsticks={dtype: peers.EAGER_NHWC},
+        tags={"model": name, "batch": batch, "dtype": NAMES[dtype], "form": "inference"},
+    )
+
+
+def _training(name: str, batch: int, dtype: torch.dtype, options: Options) -> Case:
+    shape = (batch, 3, stock.SIZES[name], stock.SIZES[name])
+
+    def model() -> nn.Module:
+        return calibrated(name)
+
+    def inputs(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return torch.randn(shape, generator=g), torch.randint(CLASSES, (batch,), generator=g)
+
+    def reference(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        device = x.device.type
+        entry = peers.training_entry(peers.placed(model(), "nchw", device).double(), torch.float64, device)
+        return entry.collect(entry.run(x, target))
+
+    return Case(
+        f"{name} batch {batch} {NAMES[dtype]} train",
+        Work(6.0 * stock.MACS[name] * batch, 0.0, dtype),
+        inputs,
+        reference,
+        peers.training_competitors(name, model, dtype, options.device, not options.compiles()),
+        yardsticks={dtype: peers.EAGER_NHWC},
+        tags={"model": name, "batch": batch, "dtype": NAMES[dtype], "form": "train"},
+    )
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """MobileNet-v2's training step, then both models, batch 1 and 8, in every dtype."""
+    for dtype in options.dtypes:
+        yield _training("mobilenet_v2", 2 if options.quick else BATCH, dtype, options)
+    for name in ("mobilenet_v2",) if options.quick else stock.SIZES:
+        for batch in (1,) if options.quick else (1, BATCH):
+            for dtype in options.dtypes:
+                yield _inference(name, batch, dtype, options)
+
+
+def saved_megabytes(build: Callable[[], nn.Module], size: int = 224, batch: int = 2) -> float:
+    """MB (10⁶ bytes) per image that a training forward in float32 keeps for backward."""
+    model = peers.without_dropout(build()).train()
+    x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    return memory.saved_bytes(model, lambda: model(x).sum()) / batch / 1e6
+
+
+def _saved_target() -> Target:
+    def ours() -> nn.Module:
+        return peers.fastcnn_model("mobilenet_v2", lambda: calibrated("mobilenet_v2"))
+
+    try:
+        measured = saved_megabytes(ours)
+    except (ImportError, AttributeError, RuntimeError):  # the races have said why
+        measured = None
+    against = f"MB; {saved_megabytes(lambda: stock.seeded('mobilenet_v2')):.1f} in torch"
+    return Target("mobilenet_v2, saved activations per image, fp32", against, 40.0, measured, less_is_better=True)
+
+
+# (model, form, dtype): (the best of torch, OpenVINO)
+BOUNDS = {
+    ("mobilenet_v2", "inference", "fp32"): (1.5, 1.0),
+    ("mobilenet_v2", "inference", "bf16"): (1.8, 1.0),
+    ("xception", "inference", "fp32"): (1.3, 1.0),
+    ("xception", "inference", "bf16"): (1.6, 1.0),
+    ("mobilenet_v2", "train", "fp32"): (1.5, None),
+    ("mobilenet_v2", "train", "bf16"): (2.0, None),
+}
+
+
+def targets(races: list[RaceResult], options: Options) -> list[Target]:
+    """The issue's ratios of each model that ran, and the saved activations."""
+    found = []
+    for race in races:
+        t = race.tags
+        torch_bound, openvino_bound = BOUNDS.get((t["model"], t["form"], t["dtype"]), (None, None))
+        if options.device != "cpu":
+            torch_bound, openvino_bound = (1.5 if t["form"] == "train" else 1.0), None
+        ran = [p for p in peers.TORCH if race.median(p)]
+        if torch_bound:
+            found.append(Target(race.name, f"the best of {', '.join(ran)}", torch_bound, race.ratio_to_best(ran)))
+        if openvino_bound and peers.OPENVINO in race.rows:
+            goal = "OpenVINO; the goal is 1.5"
+            found.append(Target(race.name, goal, openvino_bound, race.ratio(peers.OPENVINO)))
+    if any(r.tags["form"] == "train" for r in races) and options.device == "cpu":
+        found.append(_saved_target())
+    return found

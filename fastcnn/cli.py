@@ -1,0 +1,122 @@
+"""The command line: ``fastcnn demo | bench | explain | doctor``. Bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from fastcnn import __version__
+
+# What bad input, missing packages and a backend forced where it cannot run raise. Anything else is a bug: it
+# keeps its traceback, and FASTCNN_TRACEBACK=1 keeps every one.
+USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError)
+
+Command = Callable[[argparse.Namespace, Console], int]
+
+
+def _demo(args: argparse.Namespace, console: Console) -> int:
+    from fastcnn import demo
+
+    return demo.main(args, console)
+
+
+def _bench(args: argparse.Namespace, console: Console) -> int:
+    from fastcnn.benchmark import command
+
+    return command.main(args, console)
+
+
+def _explain(args: argparse.Namespace, console: Console) -> int:
+    from fastcnn.explain import main
+
+    return main(args, console)
+
+
+def _doctor(args: argparse.Namespace, console: Console) -> int:
+    from fastcnn import doctor
+
+    return doctor.main(console)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="photographs (default: scikit-image's samples)")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=PATH",
+        help="a .pth or .safetensors file for mobilenet_v2 or xception (default: random weights, fixed seed)",
+    )  # fmt: skip
+    parser.add_argument("--model", choices=("mobilenet_v2", "xception"), help="only this one (default: both)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--output", default="demo-output", metavar="DIR", help="where the plot goes")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures into this file")
+    parser.add_argument("--quick", action="store_true", help="two photographs, few rounds: a smoke test")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", metavar="PATTERN", help='part of "suite/case", or a pattern: "models/*bf16*"')
+    parser.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: a smoke test")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU in bf16, against cuDNN and max-autotune")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="timed per competitor and case (1; 0.05 with --gpu)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="start no case after M minutes (3.5 with --gpu)")
+    parser.add_argument("--json", metavar="FILE", help="also write everything into this file")
+    parser.add_argument("--output", metavar="DIR", help="where raw/ and results/ go (default: the checkout's bench/)")
+    parser.add_argument("--list", action="store_true", help="print the cases' names and stop")
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name from fastcnn.models.list_models()")
+    parser.add_argument("--batch", type=int, default=1, metavar="N")
+    parser.add_argument("--size", type=int, metavar="S", help="pixels along an axis (default: the model's own)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--train", action="store_true", help="a training step instead of the inference form")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastcnn", description="Classic convolutional networks, faster and smaller, in PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"fastcnn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    table: tuple[tuple[str, Command, Callable | None, str], ...] = (
+        (
+            "demo",
+            _demo,
+            _demo_arguments,
+            "photographs through MobileNet-v2 and Xception: stock torch and fastcnn",
+        ),
+        ("bench", _bench, _bench_arguments, "the benchmarks"),
+        ("explain", _explain, _explain_arguments, "which kernel runs each layer of a model, and why"),
+        ("doctor", _doctor, None, "what was built, what this machine has, what is missing"),
+    )
+    for name, command, arguments, summary in table:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=command)
+        if arguments:
+            arguments(sub)
+    return parser
+
+
+def _width() -> int | None:
+    """Piped tables keep their columns; a terminal knows its own width."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code is 2 for bad input, 1 where a result is wrong."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args, Console(width=_width()))
+    except USER_ERRORS as error:
+        if os.environ.get("FASTCNN_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"fastcnn {args.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,59 @@
+"""Where the CUDA backend can run, and which calls it leaves to others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fastcnn import native
+from fastcnn.cuda import launch
+
+# Positions of x, the depthwise weight and (stride, padding, dilation) in each primitive's arguments.
+_GEOMETRY = {"depthwise_fwd": (0, 1, 9), "depthwise_bwd": (6, 11, 12), "separable_fwd": (0, 1, 13)}
+
+
+@cache
+def unavailable() -> str | None:
+    """Why no primitive runs on the CUDA backend here, or None."""
+    if native.module() is None:
+        return "the native module was not built (FASTCNN_NATIVE=off)"
+    if launch.module() is None:
+        return "the native module was built without CUDA (FASTCNN_CUDA=off, or no nvcc)"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the kernels need compute capability 8.0"
+    return launch.module().unavailable() or None
+
+
+def refuses(primitive: str, args: Sequence) -> str | None:
+    """Why this call is not for the CUDA backend, or None."""
+    x_at, weight_at, geometry_at = _GEOMETRY[primitive]
+    x = args[x_at]
+    for value in args:
+        if isinstance(value, Tensor) and not value.is_cuda:
+            return f"the cuda backend takes CUDA tensors, got one on {value.device}"
+    if x.dtype not in launch.DTYPES:
+        return f"the cuda backend computes in float32, bfloat16 and float16, got {x.dtype}"
+    if any(isinstance(a, Tensor) and a.dim() == 4 and a.dtype != x.dtype for a in _images(primitive, args)):
+        return f"the cuda backend takes images of one dtype, here {x.dtype}"
+    if x.numel() == 0:
+        return None
+    channels = (args[2].shape[0],) if primitive == "separable_fwd" else ()
+    try:
+        launch.plan(
+            primitive, x.device.index, x.dtype, tuple(x.shape), tuple(args[weight_at].shape),
+            *map(tuple, args[geometry_at : geometry_at + 3]), *channels,
+        )  # fmt: skip
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _images(primitive: str, args: Sequence) -> list:
+    if primitive == "depthwise_bwd":
+        return [args[0], args[1], args[6]]
+    return [args[0], args[8] if primitive == "depthwise_fwd" else args[12]]

@@ -1,0 +1,132 @@
+"""The inference form of a model: BatchNorm folded into weights, fused blocks, one dtype from end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fastcnn.ops.validation import DTYPES
+
+
+def _folded_by(module: nn.Module) -> Callable[[torch.dtype | None], nn.Module | None] | None:
+    """The module's `folded`, unless a subclass overrides forward beneath it: then it folds another computation."""
+    for cls in type(module).__mro__:
+        if "folded" in cls.__dict__:
+            return module.folded
+        if "forward" in cls.__dict__:
+            return None
+    return None
+
+
+def _replace(module: nn.Module, dtype: torch.dtype | None, done: dict[int, nn.Module]) -> nn.Module:
+    """The inference form of a module of a private copy; modules that have none keep their type."""
+    if id(module) in done:  # one layer used in two places stays one
+        return done[id(module)]
+    folded = _folded_by(module)
+    result = folded(dtype) if folded else None
+    if result is None:
+        result = module
+        for name, child in module.named_children():
+            setattr(module, name, _replace(child, dtype, done))
+        if dtype is not None:
+            _convert(module, dtype)
+    done[id(module)] = result
+    return result
+
+
+def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    """A kept module's own parameters and buffers in dtype; a BatchNorm's stay float32, which torch mixes with halves."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and dtype != torch.float64:
+        return
+    for tensors in (module._parameters, module._buffers):
+        for tensor in tensors.values():
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
+class Optimized(nn.Module):
+    """What `fastcnn.optimize` returns: ``body`` in inference form between two conversions of dtype.
+
+    Takes what the model took, float tensors in float32 or in ``dtype``, and returns float32. No gradient passes.
+    """
+
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body, self.dtype = body, dtype
+
+    def _inwards(self, value: object) -> object:
+        if not isinstance(value, Tensor) or value.dtype is self.dtype or not value.is_floating_point():
+            return value
+        if value.dtype is not torch.float32:
+            names = " or ".join(dict.fromkeys(("torch.float32", str(self.dtype))))
+            raise TypeError(f"x: got {value.dtype}, expected {names}")
+        return value.to(self.dtype)
+
+    @staticmethod
+    def _outwards(value: object) -> object:
+        return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def _run(self, args: tuple, kwargs: dict) -> object:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            y = self.body(self._inwards(args[0]))
+        else:
+            args, kwargs = tree_map(self._inwards, (args, kwargs))
+            y = self.body(*args, **kwargs)
+        return self._outwards(y) if isinstance(y, Tensor) else tree_map(self._outwards, y)
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """The model's output, float32.
+
+        Raises:
+            TypeError: a float tensor that is neither float32 nor of the model's dtype.
+            ValueError: an input that does not fit a layer.
+        """
+        with torch.no_grad(), _no_autocast():
+            return self._run(args, kwargs)
+
+    def extra_repr(self) -> str:
+        """The dtype that the body computes in."""
+        return f"dtype={str(self.dtype).removeprefix('torch.')}"
+
+
+def _no_autocast() -> contextlib.AbstractContextManager:
+    """The body computes in its own dtype, whatever autocast says around it."""
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """The inference form of a model or of a layer, a plain nn.Module in eval mode.
+
+    fastcnn's layers and models become chains with BatchNorm folded into the weights (computed in float64, rounded
+    once); any other module is kept, in eval mode and in ``dtype``. The model itself is left as it was. Hooks on modules
+    that are folded are not carried over.
+
+    Args:
+        model: a fastcnn model or layer, or a model that contains some.
+        dtype: what to compute in: torch.float32, torch.bfloat16, torch.float16 or torch.float64; None: the parameters'
+            own. The result takes float32 inputs (or ``dtype``'s) and returns float32 outputs, whatever ``dtype`` is.
+
+    Raises:
+        TypeError: model is no nn.Module, or dtype is another dtype.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected an nn.Module")
+    if dtype is not None and dtype not in DTYPES:
+        raise TypeError(f"dtype: got {dtype}, expected one of {', '.join(map(str, DTYPES))}")
+    if isinstance(model, Optimized):
+        raise TypeError("model: got what fastcnn.optimize returned, expected the model it came from")
+    body = copy.deepcopy(model).eval().requires_grad_(False)
+    return Optimized(_replace(body, dtype, {}), dtype or _dtype_of(model)).eval()

@@ -1,0 +1,26 @@
+"""The Triton backend: every fused op on every GPU that Triton runs on, with no compiler at hand.
+
+Under TRITON_INTERPRET=1 (set before triton is imported) the same kernels run on CPU tensors, slowly: for tests.
+"""
+
+from fastcnn.triton.affine_act import affine_act_fwd, affine_act_sums
+from fastcnn.triton.depthwise_conv2d import depthwise_fwd
+from fastcnn.triton.depthwise_conv2d_bwd import depthwise_bwd
+from fastcnn.triton.inverted_residual import inverted_residual_fwd
+from fastcnn.triton.launch import refuses, unavailable
+from fastcnn.triton.pointwise_conv2d import pointwise_fwd
+from fastcnn.triton.pointwise_conv2d_bwd import pointwise_bwd
+from fastcnn.triton.separable_conv2d import separable_fwd
+
+__all__ = [
+    "affine_act_fwd",
+    "affine_act_sums",
+    "depthwise_bwd",
+    "depthwise_fwd",
+    "inverted_residual_fwd",
+    "pointwise_bwd",
+    "pointwise_fwd",
+    "refuses",
+    "separable_fwd",
+    "unavailable",
+]

@@ -1,0 +1,162 @@
+"""Pointwise convolution: [pixels, K] x [K, C] with the prologue on the pixels and the epilogue on the product."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.triton.activations import activate
+from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
+from fastcnn.triton.prologue_epilogue import epilogue, load_affine, per_channel
+from fastcnn.triton.reductions import merge_moments, moments_buffer, tile_moments
+
+Pair = tuple[int, int]
+
+INTEGERS = ["M", "k_vectors", "c_vectors", "x_vectors", "residual_vectors", "H", "W", "P", "Q"]
+
+
+@triton.jit
+def pixel_offsets(first, rows, ld, H, W, P, Q, SH: tl.constexpr, SW: tl.constexpr):
+    """Where output pixel first + rows lies in the strided input, in elements from the tile's base (see tile_base)."""
+    if SH == 1 and SW == 1:
+        return rows * ld
+    else:
+        pixel = first + rows
+        image = pixel // (P * Q)
+        p = pixel // Q % P
+        q = pixel % Q
+        return ((image * H + p * SH) * W + q * SW).to(tl.int64) * ld
+
+
+@triton.jit
+def tile_base(first, ld, SH: tl.constexpr, SW: tl.constexpr):
+    """The 64-bit offset of a tile's first pixel; 0 where pixel_offsets counts from the tensor's start."""
+    if SH == 1 and SW == 1:
+        return first.to(tl.int64) * ld
+    else:
+        return tl.zeros([], tl.int64)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def pointwise_fwd_kernel(
+    x, weight, y, in_scale, in_shift, out_scale, out_shift, residual, moments,
+    M, k_vectors, c_vectors, x_vectors, residual_vectors, H, W, P, Q,
+    IN_ACT: tl.constexpr, OUT_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y[m, c] = epilogue(sum_k prologue(x[m, k]) * weight[c, k])."""
+    K = k_vectors * VEC_K
+    C = c_vectors * VEC_C
+    x_ld = x_vectors * VEC_K
+    # All column tiles of a row tile in a row: x comes from memory once, the weights (some MB) stay in L2.
+    tiles_n = tl.cdiv(C, BLOCK_N)
+    tile_m = tl.program_id(0) // tiles_n
+    tile_n = tl.program_id(0) % tiles_n
+    first = tile_m * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    valid = rows < M - first
+    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_mask = columns < C
+
+    x += tile_base(first, x_ld, SH, SW)
+    x_offsets = pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        k_mask = k < K
+        a = tl.load(x + x_offsets[:, None] + k[None, :], mask=valid[:, None] & k_mask[None, :], other=0.0)
+        if in_scale is not None or in_shift is not None or IN_ACT != 0:
+            a = activate(load_affine(a, in_scale, in_shift, k, k_mask), IN_ACT).to(x.dtype.element_ty)
+        b = tl.load(weight + columns[None, :] * K + k[:, None], mask=k_mask[:, None] & column_mask[None, :], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+
+    mask = valid[:, None] & column_mask[None, :]
+    if residual is not None:
+        residual += first.to(tl.int64) * (residual_vectors * VEC_C)
+    residual_offsets = rows[:, None] * (residual_vectors * VEC_C) + columns[None, :]
+    if out_scale is not None:
+        out_scale = per_channel(out_scale, columns, column_mask)
+    if out_shift is not None:
+        out_shift = per_channel(out_shift, columns, column_mask)
+    acc = epilogue(acc, out_scale, out_shift, OUT_ACT, residual, residual_offsets, mask)
+    y += first.to(tl.int64) * C
+    offsets = rows[:, None] * C + columns[None, :]
+    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=mask)
+    if moments is not None:
+        tile_moments(
+            y, offsets, mask, valid, moments, tile_m, tl.cdiv(M, BLOCK_M), columns, column_mask, C, tile_n == 0
+        )
+
+
+class Tiles(NamedTuple):
+    """The shape of a product's tile and what Triton needs to pipeline it."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def product_tiles(m: int, n: int, k: int, itemsize: int) -> Tiles:
+    """The tile of an [m, k] x [k, n] product; it depends on shapes alone, so that statistics do not depend on the GPU.
+
+    128 x 128 with 8 warps leaves registers for the prologue (64 accumulators a thread). Products that fill fewer than
+    132 such tiles (the SMs of an H100) are cut to 64 rows, the least that wgmma takes. Stages of 64 bytes x 2
+    (float32: 32 channels) keep 3 tiles of 32 KB in shared memory: two blocks per SM on sm_90, one and a half on sm_80.
+    """
+    block_n = pow2(n, 16, 128)
+    block_m = 128 if cdiv(m, 128) * cdiv(n, block_n) >= 132 else 64
+    block_k = pow2(k, 16, 128 // itemsize)
+    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= 128 * 128 else 4, 3)
+
+
+@primitive
+def pointwise_fwd(
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """1x1 convolution with prologue and epilogue; weight [C, K, 1, 1]. Returns y, mean, var."""
+    x, x_ld = nhwc(x)
+    residual, residual_ld = nhwc(residual)
+    (n, k, h, w), c = x.shape, weight.shape[0]
+    p, q = (conv_out_size(size, 1, s, 0, 1) for size, s in zip((h, w), stride))
+    y = empty_nhwc(n, c, p, q, like=x)
+    m = n * p * q
+    tiles = product_tiles(m, c, k, x.element_size())
+    rows = cdiv(m, tiles.m)
+    moments = moments_buffer(rows, c, x) if stats else None
+    vec_k, vec_c = vector(k, x_ld), vector(c, residual_ld)
+    if m:
+        pointwise_fwd_kernel[(rows * cdiv(c, tiles.n),)](
+            x, matrix(weight, x), y, in_scale, in_shift, out_scale, out_shift, residual, moments,
+            m, k // vec_k, c // vec_c, x_ld // vec_k, residual_ld // vec_c, h, w, p, q,
+            in_act, out_act, *stride, vec_k, vec_c, PRECISION, tiles.m, tiles.n, tiles.k,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return (y, *merge_moments(moments, rows, c)) if stats else (y, empty(x), empty(x))
+
+
+def matrix(weight: Tensor, x: Tensor) -> Tensor:
+    """A 1x1 weight as a dense [C, K] matrix in x's dtype."""
+    return weight.reshape(weight.shape[0], -1).to(x.dtype).contiguous()
+
+
+def zeros_nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An NHWC tensor of zeros in x's shape."""
+    return empty_nhwc(*x.shape, like=x, dtype=dtype).zero_()

@@ -1,0 +1,197 @@
+"""Gradients of the pointwise convolution: a product for the input, and one split over the pixels for the weight."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastcnn.ops.layout import empty_nhwc
+from fastcnn.triton.activations import activate, mask_gradient
+from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
+from fastcnn.triton.pointwise_conv2d import matrix, pixel_offsets, product_tiles, tile_base, zeros_nhwc
+from fastcnn.triton.prologue_epilogue import load_affine, load_coefficients, load_gradient, per_channel
+from fastcnn.triton.reductions import sum_rows
+
+Pair = tuple[int, int]
+
+INTEGERS = ["M", "k_vectors", "c_vectors", "grad_vectors", "y_vectors", "x_vectors", "H", "W", "P", "Q"]
+
+
+@triton.jit
+def load_channel_gradient(
+    grad, grad_offsets, y, y_offsets, scale, shift, ACT: tl.constexpr, coef, mask, channels, channel_mask, C
+):
+    """prologue_epilogue.load_gradient with scale, shift and coef given as pointers, or None."""
+    if scale is not None:
+        scale = per_channel(scale, channels, channel_mask)
+    if shift is not None:
+        shift = per_channel(shift, channels, channel_mask)
+    if coef is not None:
+        coef = load_coefficients(coef, channels, channel_mask, C)
+    return load_gradient(grad, grad_offsets, y, y_offsets, scale, shift, ACT, coef, mask)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def pointwise_dgrad_kernel(
+    grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums,
+    M, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
+    Y_ACT: tl.constexpr, X_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dx[m, k] = x_act'(x[m, k]) * sum_c dy[m, c] * weight[c, k], and the tile's share of sums (rows [tiles, 2, K])."""
+    K = k_vectors * VEC_K
+    C = c_vectors * VEC_C
+    grad_ld = grad_vectors * VEC_C
+    y_ld = y_vectors * VEC_C
+    x_ld = x_vectors * VEC_K
+    tiles_n = tl.cdiv(K, BLOCK_N)
+    tile_m = tl.program_id(0) // tiles_n
+    first = tile_m * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    valid = rows < M - first
+    columns = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_mask = columns < K
+
+    grad += first.to(tl.int64) * grad_ld
+    if y is not None:
+        y += first.to(tl.int64) * y_ld
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for c0 in range(0, C, BLOCK_K):
+        c = c0 + tl.arange(0, BLOCK_K)
+        c_mask = c < C
+        mask = valid[:, None] & c_mask[None, :]
+        dy = load_channel_gradient(
+            grad, rows[:, None] * grad_ld + c[None, :], y, rows[:, None] * y_ld + c[None, :],
+            y_scale, y_shift, Y_ACT, coef, mask, c, c_mask, C,
+        ).to(weight.dtype.element_ty)  # fmt: skip
+        b = tl.load(weight + c[:, None] * K + columns[None, :], mask=c_mask[:, None] & column_mask[None, :], other=0.0)
+        acc = tl.dot(dy, b, acc, input_precision=PRECISION)
+
+    mask = valid[:, None] & column_mask[None, :]
+    x_offsets = pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
+    x += tile_base(first, x_ld, SH, SW)
+    if X_ACT != 0 or sums is not None:
+        raw = tl.load(x + x_offsets, mask=mask, other=0.0).to(tl.float32)
+        acc = mask_gradient(acc, load_affine(raw, x_scale, x_shift, columns, column_mask), X_ACT)
+    out = acc.to(dx.dtype.element_ty)
+    dx += tile_base(first, K, SH, SW)
+    tl.store(dx + pixel_offsets(first, rows, K, H, W, P, Q, SH, SW)[:, None] + columns[None, :], out, mask=mask)
+    if sums is not None:
+        out = tl.where(mask, out.to(tl.float32), 0.0)
+        if x_mean is not None:
+            raw -= per_channel(x_mean, columns, column_mask)
+        row = sums + tile_m.to(tl.int64) * 2 * K + columns
+        tl.store(row, tl.sum(out, 0), mask=column_mask)
+        tl.store(row + K, tl.sum(out * raw, 0), mask=column_mask)
+
+
+@triton.jit(do_not_specialize=["rows_per_split", *INTEGERS])
+def pointwise_wgrad_kernel(
+    grad, y, y_scale, y_shift, coef, x, x_scale, x_shift, dw,
+    rows_per_split, M, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
+    Y_ACT: tl.constexpr, X_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """dw[split, c, k] = sum over the split's pixels of dy[m, c] * prologue(x[m, k])."""
+    K = k_vectors * VEC_K
+    C = c_vectors * VEC_C
+    grad_ld = grad_vectors * VEC_C
+    y_ld = y_vectors * VEC_C
+    x_ld = x_vectors * VEC_K
+    # The tiles of one split run side by side: they read the same pixels.
+    tiles_k = tl.cdiv(K, BLOCK_K)
+    tiles = tiles_k * tl.cdiv(C, BLOCK_C)
+    split = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    c = tile // tiles_k * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tile % tiles_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    c_mask = c < C
+    k_mask = k < K
+    start = split * rows_per_split
+    rows = tl.arange(0, BLOCK_M)
+
+    acc = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
+    for done in range(0, rows_per_split, BLOCK_M):
+        first = start + done
+        valid = rows < M - first
+        mask = valid[:, None] & c_mask[None, :]
+        grad_offsets = first.to(tl.int64) * grad_ld + rows[:, None] * grad_ld + c[None, :]
+        y_offsets = first.to(tl.int64) * y_ld + rows[:, None] * y_ld + c[None, :]
+        dy = load_channel_gradient(
+            grad, grad_offsets, y, y_offsets, y_scale, y_shift, Y_ACT, coef, mask, c, c_mask, C
+        ).to(x.dtype.element_ty)
+        x_offsets = tile_base(first, x_ld, SH, SW) + pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)
+        a = tl.load(x + x_offsets[:, None] + k[None, :], mask=valid[:, None] & k_mask[None, :], other=0.0)
+        if x_scale is not None or x_shift is not None or X_ACT != 0:
+            a = activate(load_affine(a, x_scale, x_shift, k, k_mask), X_ACT).to(x.dtype.element_ty)
+        acc = tl.dot(tl.trans(dy), a, acc, input_precision=PRECISION)
+    dw += split.to(tl.int64) * C * K
+    tl.store(dw + c[:, None] * K + k[None, :], acc, mask=c_mask[:, None] & k_mask[None, :])
+
+
+def _splits(m: int, tiles: int) -> int:
+    """Over how many programs the pixels of a weight gradient are split: two waves of 132, at least 1,024 pixels each."""
+    return max(1, min(cdiv(264, tiles), m // 1024))
+
+
+@primitive
+def pointwise_bwd(
+    grad: Tensor,
+    y: Tensor | None,
+    y_scale: Tensor | None,
+    y_shift: Tensor | None,
+    y_act: int,
+    coef: Tensor | None,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_shift: Tensor | None,
+    x_act: int,
+    x_mean: Tensor | None,
+    weight: Tensor,
+    stride: Pair,
+    need_dx: bool,
+    need_dw: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of pointwise_fwd. Returns dx, dw [C, K, 1, 1], sums."""
+    grad, grad_ld = nhwc(grad)
+    y, y_ld = nhwc(y)
+    x, x_ld = nhwc(x)
+    (n, k, h, w), (_, c, p, q) = x.shape, grad.shape
+    m = n * p * q
+    vec_k, vec_c = vector(k, x_ld), vector(c, grad_ld, y_ld)
+    upstream = (grad, y, y_scale, y_shift, coef)
+    sizes = (m, k // vec_k, c // vec_c, grad_ld // vec_c, y_ld // vec_c, x_ld // vec_k, h, w, p, q)
+    constants = (y_act, x_act, *stride, vec_k, vec_c, PRECISION)
+    dx, dw, sums = grad.new_empty(0), empty(x), empty(x)
+    if need_dx:
+        covered = max(stride) == 1
+        dx = empty_nhwc(n, k, h, w, like=grad) if covered else zeros_nhwc(x, grad.dtype)
+        tiles = product_tiles(m, k, c, x.element_size())
+        rows = cdiv(m, tiles.m)
+        partials = torch.empty((rows, 2, k), dtype=torch.float32, device=x.device) if need_sums else None
+        if m:
+            pointwise_dgrad_kernel[(rows * cdiv(k, tiles.n),)](
+                *upstream, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, *sizes, *constants,
+                tiles.m, tiles.n, tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
+            )  # fmt: skip
+        if need_sums:
+            sums = sum_rows(partials)
+    if need_dw:
+        # float32 tiles of 64: three TF32 products of transposed operands take twice the registers.
+        block_c, block_k = pow2(c, 16, 64 if x.element_size() == 4 else 128), pow2(k, 16, 64)
+        tiles = cdiv(c, block_c) * cdiv(k, block_k)
+        block_m = 32 if x.element_size() == 4 else 64
+        splits = _splits(m, tiles)
+        per_split = cdiv(cdiv(m, splits), block_m) * block_m
+        partials = torch.empty((splits, c, k, 1, 1), dtype=torch.float32, device=x.device)
+        pointwise_wgrad_kernel[(splits * tiles,)](
+            *upstream, x, x_scale, x_shift, partials, per_split, *sizes, *constants, block_c, block_k, block_m,
+            num_warps=8 if block_c == 128 else 4, num_stages=3,
+        )  # fmt: skip
+        dw = sum_rows(partials)
+    return dx, dw, sums

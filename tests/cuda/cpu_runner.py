@@ -1,0 +1,185 @@
+"""The cuda backend's primitives on the CPU stand-in: same arguments and results, run by the sanitised driver."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastcnn.ops.layout import conv_out_size, pixel_stride
+from tests.cuda.cases import Shape, output_size
+from tests.cuda.toolchain import build_driver
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A small GPU, so that blocks visit several tiles and several blocks share a reduction.
+MULTIPROCESSORS = 1
+SHARED_BYTES = 163 * 1024
+
+
+def empty_nhwc(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
+    """A channels_last tensor of NaN."""
+    return torch.full((n, c, h, w), float("nan"), dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _storage(t: Tensor) -> bytearray:
+    whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+    return bytearray(whole.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+_PRIMITIVES = ("depthwise_fwd", "depthwise_bwd", "separable_fwd")
+_PLAN_ONLY = 10
+_NO_FIT = "no tile of this shape fits in shared memory"
+
+
+def _drive(case: bytes) -> tuple[bytes, str]:
+    """The result's bytes and what the driver printed."""
+    with tempfile.TemporaryDirectory() as directory:
+        path, result = Path(directory, "case"), Path(directory, "result")
+        path.write_bytes(case)
+        process = subprocess.run(
+            [build_driver(), path, result], capture_output=True, text=True, env={"ASAN_OPTIONS": "detect_leaks=0"}
+        )
+        if process.returncode:
+            raise RuntimeError(f"driver: {process.stderr[:4000]}")
+        return result.read_bytes(), process.stdout
+
+
+def planned_shared_bytes(primitive: str, shape: Shape, shared_bytes: int) -> int | None:
+    """What the planner takes of a device's shared memory for a shape; None where no tile fits."""
+    c, (r, s) = shape.k * shape.multiplier, shape.kernel
+    p, q = output_size(shape)
+    geometry = [shape.n, shape.h, shape.w, shape.k, p, q, c, r, s, *shape.stride, *shape.padding, *shape.dilation]
+    op = _PLAN_ONLY + _PRIMITIVES.index(primitive)
+    numbers = [op, DTYPES.index(shape.dtype), 132, shared_bytes, *geometry, shape.channels]
+    try:
+        return int(_drive(struct.pack(f"<{len(numbers) + 2}q", len(numbers), *numbers, 0))[1])
+    except RuntimeError as error:
+        if _NO_FIT in str(error):
+            return None
+        raise
+
+
+class Case:
+    """Numbers and buffers in the order in which driver.cpp takes them."""
+
+    def __init__(self, op: int, x: Tensor, geometry: list[int]):
+        self.numbers = [op, DTYPES.index(x.dtype), MULTIPROCESSORS, SHARED_BYTES, *geometry]
+        self.buffers: list[tuple[Tensor | None, int]] = []
+
+    def flat(self, *tensors: Tensor | None) -> None:
+        """Contiguous operands; None is a null pointer."""
+        self.buffers += [(None if t is None else t.contiguous(), 0) for t in tensors]
+
+    def image(self, t: Tensor | None) -> None:
+        """An NHWC operand, perhaps a channel slice."""
+        ld = 0 if t is None else pixel_stride(t)
+        assert ld is not None
+        self.buffers.append((t, ld))
+
+    def affine(self, scale: Tensor | None, shift: Tensor | None, act: int) -> None:
+        """The prologue or epilogue of one operand."""
+        self.flat(scale, shift)
+        self.numbers.append(act)
+
+    def filter(self, weight: Tensor) -> None:
+        """A depthwise weight."""
+        self.flat(weight)
+        self.numbers.append(int(weight.dtype == torch.float32))
+
+    def run(self) -> None:
+        """Runs the driver and writes its results into the buffers' memory."""
+        out = bytearray(struct.pack(f"<{len(self.numbers) + 2}q", len(self.numbers), *self.numbers, len(self.buffers)))
+        sizes = []
+        for t, ld in self.buffers:
+            data = b"" if t is None else _storage(t)
+            offset = 0 if t is None else t.storage_offset() * t.element_size()
+            out += struct.pack("<3q", -1 if t is None else len(data), offset, ld) + data
+            sizes.append(len(data))
+        data, _ = _drive(bytes(out))
+        at = 0
+        for (t, _), size in zip(self.buffers, sizes, strict=True):
+            if t is not None:
+                whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
+                whole.copy_(torch.frombuffer(bytearray(data[at : at + size]), dtype=t.dtype))
+            at += size
+
+
+def _geometry(x: Tensor, weight: Tensor, stride, padding, dilation) -> tuple[list[int], int, int]:
+    n, k, h, w = x.shape
+    c, _, r, s = weight.shape
+    p = conv_out_size(h, r, stride[0], padding[0], dilation[0])
+    q = conv_out_size(w, s, stride[1], padding[1], dilation[1])
+    return [n, h, w, k, p, q, c, r, s, *stride, *padding, *dilation], p, q
+
+
+def _statistics(channels: int, stats: bool) -> list[Tensor | None]:
+    return [torch.full((channels,), float("nan")) if stats else None for _ in range(2)]
+
+
+def depthwise_fwd(
+    x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual, stride, padding, dilation, stats
+):
+    """As fastcnn.ops' reference, mean and var None without stats."""
+    geometry, p, q = _geometry(x, weight, stride, padding, dilation)
+    y, moments = empty_nhwc(x.shape[0], weight.shape[0], p, q, x.dtype), _statistics(weight.shape[0], stats)
+    case = Case(0, x, geometry)
+    case.image(x)
+    case.filter(weight)
+    case.affine(in_scale, in_shift, in_act)
+    case.affine(out_scale, out_shift, out_act)
+    case.image(residual)
+    case.image(y)
+    case.flat(*moments)
+    case.run()
+    return y, *moments
+
+
+def depthwise_bwd(
+    grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, stride, padding, dilation,
+    need_dx, need_dw, need_sums,
+):  # fmt: skip
+    """As fastcnn.ops' reference, None for what is not needed."""
+    geometry, _, _ = _geometry(x, weight, stride, padding, dilation)
+    dx = empty_nhwc(*x.shape, x.dtype) if need_dx else None
+    dw = torch.full(weight.shape, float("nan")) if need_dw else None
+    sums = torch.full((2, x.shape[1]), float("nan")) if need_sums else None
+    case = Case(1, x, geometry)
+    case.image(grad)
+    case.image(y)
+    case.affine(y_scale, y_shift, y_act)
+    case.flat(coef)
+    case.image(x)
+    case.affine(x_scale, x_shift, x_act)
+    case.flat(x_mean)
+    case.filter(weight)
+    case.image(dx)
+    case.flat(dw, sums)
+    case.run()
+    return dx, dw, sums
+
+
+def separable_fwd(
+    x, dw_weight, pw_weight, in_scale, in_shift, in_act, mid_scale, mid_shift, mid_act, out_scale, out_shift, out_act,
+    residual, stride, padding, dilation, stats, m=0,
+):  # fmt: skip
+    """As fastcnn.ops' reference, mean and var None without stats; `m` pixels per product unless 0."""
+    geometry, p, q = _geometry(x, dw_weight, stride, padding, dilation)
+    channels = pw_weight.shape[0]
+    y, moments = empty_nhwc(x.shape[0], channels, p, q, x.dtype), _statistics(channels, stats)
+    case = Case(2, x, geometry)
+    case.numbers += [channels, m]
+    case.image(x)
+    case.filter(dw_weight)
+    case.flat(pw_weight)
+    case.affine(in_scale, in_shift, in_act)
+    case.affine(mid_scale, mid_shift, mid_act)
+    case.affine(out_scale, out_shift, out_act)
+    case.image(residual)
+    case.image(y)
+    case.flat(*moments)
+    case.run()
+    return y, *moments

@@ -1,0 +1,186 @@
+// Runs one case on the CPU stand-in: `driver CASE RESULT`. cpu_runner.py writes the case and reads the
+// result.
+//
+// The case: int64 numbers (count first), then the buffers (count, then for each: bytes or -1 for a null
+// pointer, offset of the operand in bytes, pixel stride, and the bytes). The result: every buffer's bytes
+// after the run. Each case runs with ascending and descending threads, and the results must be the same bits.
+#include <cstdio>
+#include <fstream>
+#include <memory>
+
+#include "plan.h"
+#include "platform.cuh"
+
+namespace {
+
+using namespace fastcnn::cuda;
+
+constexpr int kPlanOnly = 10;  // added to the op: print the planned shared memory and run nothing
+
+// A buffer of exactly its size on the heap, so that the sanitizer sees accesses beside it.
+struct Buffer {
+  int64_t bytes, offset, ld;
+  std::unique_ptr<char[]> data;
+
+  void* operand() const { return bytes < 0 ? nullptr : data.get() + offset; }
+  float* floats() const { return static_cast<float*>(operand()); }
+  View view() const { return {operand(), ld}; }
+};
+
+struct Case {
+  std::vector<int64_t> numbers;
+  std::vector<Buffer> buffers;
+  size_t next_number = 0, next_buffer = 0;
+
+  int number() { return int(numbers.at(next_number++)); }
+  const Buffer& buffer() { return buffers.at(next_buffer++); }
+  ChannelAffine affine() {
+    const float* scale = buffer().floats();
+    const float* shift = buffer().floats();
+    return {scale, shift, number()};
+  }
+  Filter filter() { return {buffer().operand(), number() != 0}; }
+};
+
+int64_t read_number(std::ifstream& in) {
+  int64_t value;
+  in.read(reinterpret_cast<char*>(&value), sizeof(value));
+  return value;
+}
+
+Case read_case(const char* path) {
+  std::ifstream in(path, std::ios::binary);
+  in.exceptions(std::ios::failbit | std::ios::badbit);
+  Case result;
+  result.numbers.resize(read_number(in));
+  for (int64_t& number : result.numbers) number = read_number(in);
+  result.buffers.resize(read_number(in));
+  for (Buffer& buffer : result.buffers) {
+    buffer.bytes = read_number(in);
+    buffer.offset = read_number(in);
+    buffer.ld = read_number(in);
+    if (buffer.bytes < 0) continue;
+    buffer.data.reset(new char[buffer.bytes]);
+    in.read(buffer.data.get(), buffer.bytes);
+  }
+  return result;
+}
+
+Geometry read_geometry(Case& c) {
+  Geometry g;
+  for (int* field : {&g.n, &g.h, &g.w, &g.k, &g.p, &g.q, &g.c, &g.r, &g.s, &g.stride_h, &g.stride_w, &g.pad_h,
+                     &g.pad_w, &g.dil_h, &g.dil_w}) {
+    *field = c.number();
+  }
+  return g;
+}
+
+std::vector<float> workspace(int64_t floats) { return std::vector<float>(floats, NAN); }
+
+void run_depthwise_fwd(Case& c, const Geometry& g, int dtype, const Device& device) {
+  DepthwiseFwd op{};
+  op.g = g;
+  op.dtype = dtype;
+  op.x = c.buffer().view();
+  op.weight = c.filter();
+  op.in = c.affine();
+  op.out = c.affine();
+  op.residual = c.buffer().view();
+  op.y = c.buffer().view();
+  op.mean = c.buffer().floats();
+  op.var = c.buffer().floats();
+  const DepthwisePlan plan = plan_depthwise_fwd(g, dtype, device);
+  std::vector<float> space = workspace(op.mean ? plan.workspace : 0);
+  op.workspace = space.data();
+  depthwise_fwd(op, plan);
+}
+
+void run_depthwise_bwd(Case& c, const Geometry& g, int dtype, const Device& device) {
+  DepthwiseBwd op{};
+  op.g = g;
+  op.dtype = dtype;
+  op.grad = c.buffer().view();
+  op.y = c.buffer().view();
+  op.out = c.affine();
+  op.coef = c.buffer().floats();
+  op.x = c.buffer().view();
+  op.in = c.affine();
+  op.x_mean = c.buffer().floats();
+  op.weight = c.filter();
+  op.dx = c.buffer().view();
+  op.dw = c.buffer().floats();
+  op.sums = c.buffer().floats();
+  const DepthwisePlan plan = plan_depthwise_bwd(g, dtype, device);
+  std::vector<float> space = workspace(plan.workspace);
+  op.workspace = space.data();
+  depthwise_bwd(op, plan);
+}
+
+void run_separable_fwd(Case& c, const Geometry& g, int dtype, const Device& device) {
+  SeparableFwd op{};
+  op.g = g;
+  op.dtype = dtype;
+  op.channels = c.number();
+  const int m = c.number();
+  op.x = c.buffer().view();
+  op.weight = c.filter();
+  op.pointwise = c.buffer().operand();
+  op.in = c.affine();
+  op.mid = c.affine();
+  op.out = c.affine();
+  op.residual = c.buffer().view();
+  op.y = c.buffer().view();
+  op.mean = c.buffer().floats();
+  op.var = c.buffer().floats();
+  const SeparablePlan plan = plan_separable_fwd(g, op.channels, dtype, device, m);
+  std::vector<float> space = workspace(op.mean ? plan.workspace : 0);
+  op.workspace = space.data();
+  separable_fwd(op, plan);
+}
+
+// Shared memory of the plan alone, for shapes that are too large to run here.
+int planned_shared_bytes(Case& c, int op, const Geometry& g, int dtype, const Device& device) {
+  if (op == 0) return plan_depthwise_fwd(g, dtype, device).shared_bytes;
+  if (op == 1) return plan_depthwise_bwd(g, dtype, device).shared_bytes;
+  return plan_separable_fwd(g, c.number(), dtype, device).shared_bytes;
+}
+
+Case run(const char* path, bool descending) {
+  Case c = read_case(path);
+  on_cpu::running().descending = descending;
+  const int op = c.number(), dtype = c.number();
+  Device device;
+  device.multiprocessors = c.number();
+  device.shared_bytes = c.number();
+  const Geometry g = read_geometry(c);
+  if (op >= kPlanOnly) {
+    if (!descending) std::printf("%d\n", planned_shared_bytes(c, op - kPlanOnly, g, dtype, device));
+    return c;
+  }
+  if (op == 0) run_depthwise_fwd(c, g, dtype, device);
+  if (op == 1) run_depthwise_bwd(c, g, dtype, device);
+  if (op == 2) run_separable_fwd(c, g, dtype, device);
+  return c;
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  try {
+    const Case up = run(argv[1], false), down = run(argv[1], true);
+    std::ofstream out(argv[2], std::ios::binary);
+    for (size_t i = 0; i < up.buffers.size(); ++i) {
+      const Buffer &a = up.buffers[i], &b = down.buffers[i];
+      if (a.bytes < 0) continue;
+      if (std::memcmp(a.data.get(), b.data.get(), a.bytes) != 0) {
+        std::fprintf(stderr, "buffer %zu depends on the order of threads\n", i);
+        return 1;
+      }
+      out.write(a.data.get(), a.bytes);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,49 @@
+"""Small cases of every CUDA kernel for compute-sanitizer: `compute-sanitizer python -m tests.cuda.sanitizer_cases`.
+
+Each result is compared with the float64 reference as well; the exit status is 1 if one is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from fastcnn import cuda
+from tests.cuda.cases import Shape, arguments, check, reference
+from tests.cuda.shapes import DEPTHWISE, SEPARABLE, STATS
+
+CASES = [
+    *(("depthwise_fwd", shape) for shape in (*DEPTHWISE, *STATS)),
+    *(("depthwise_bwd", shape) for shape in DEPTHWISE),
+    *(("separable_fwd", shape) for shape in SEPARABLE),
+]
+
+
+def run_case(primitive: str, shape: Shape) -> None:
+    """Runs one case on the GPU and compares it with the reference."""
+    args = arguments(primitive, shape, "cuda")
+    outputs = getattr(cuda, primitive)(*args)
+    torch.cuda.synchronize()
+    check(primitive, shape, outputs, reference(primitive, args))
+
+
+def main() -> int:
+    """Runs every case; returns the exit status."""
+    reason = cuda.unavailable()
+    if reason:
+        print(f"the CUDA backend cannot run here: {reason}", file=sys.stderr)
+        return 1
+    failed = 0
+    for primitive, shape in CASES:
+        try:
+            run_case(primitive, shape)
+        except (AssertionError, RuntimeError) as error:
+            failed += 1
+            print(f"{primitive} {shape}: {error}", file=sys.stderr)
+    print(f"{len(CASES) - failed} of {len(CASES)} cases are right")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

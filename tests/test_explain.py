@@ -1,0 +1,105 @@
+"""fastcnn.explain tells which backend ran what, and what it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastcnn import backends
+from fastcnn.benchmark import peaks
+from fastcnn.explain import explain
+from fastcnn.ops.conv_chain import Conv, conv_chain
+
+
+@pytest.fixture(autouse=True)
+def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "matrix_peak", lambda dtype, device="cpu": 1e9)
+    monkeypatch.setattr(peaks, "copy_bandwidth", lambda device="cpu": 1e9)
+
+
+class _Pointwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return conv_chain(x, [Conv("pointwise", (self.weight,))])
+
+
+def _input() -> torch.Tensor:
+    return torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)
+
+
+def test_row_of_a_primitive() -> None:
+    (row,) = explain(nn.Sequential(_Pointwise()), _input()).rows
+    assert (row.layer, row.op, row.dtype) == ("0", "pointwise_fwd", "float32")
+    assert row.shapes == "2×8×6×5 * 16×8×1×1 → 2×16×6×5"
+    assert row.operations == 2 * 2 * 6 * 5 * 8 * 16
+    assert row.bytes == 4 * (2 * 6 * 5 * (8 + 16) + 8 * 16)
+    assert row.floor == max(row.operations, row.bytes) / 1e9
+
+
+def test_backend_is_the_one_that_runs() -> None:
+    x, model = _input(), _Pointwise()
+    args = (x, model.weight, None, None, 0, None, None, 0, None, (1, 1), False)
+    (row,) = explain(model, x).rows
+    assert row.backend == backends.selected("pointwise_fwd", args)
+    with backends.force("reference"):
+        (row,) = explain(model, x).rows
+    assert (row.backend, row.why) == ("reference", "")
+
+
+def test_refusal_is_given_as_the_reason() -> None:
+    (row,) = explain(_Pointwise().double(), _input().double()).rows
+    assert row.backend == "reference"
+    assert row.why.startswith("cpu: ")
+
+
+def test_torch_ops_are_rows_too() -> None:
+    model = nn.Sequential(_Pointwise(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    rows = explain(model, _input()).rows
+    assert [(r.layer, r.backend) for r in rows if r.backend == "torch"] == [
+        ("1", "torch"), ("2", "torch"), ("4", "torch"),
+    ]  # fmt: skip
+    assert rows[-1].op == "aten.addmm"
+    assert rows[-1].operations == 2 * 2 * 16 * 4
+
+
+def test_backward_rows_name_the_layer() -> None:
+    rows = explain(nn.Sequential(_Pointwise()), _input(), backward=True).rows
+    (row,) = [r for r in rows if r.op == "pointwise_bwd"]
+    assert row.layer == "0 (backward)"
+
+
+def test_model_is_left_without_hooks_and_observers() -> None:
+    model = _Pointwise()
+    explain(model, _input())
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not backends._observers
+
+
+def test_neither_module_nor_name() -> None:
+    with pytest.raises(TypeError, match="model: got int"):
+        explain(3, _input())
+
+
+def test_text_has_a_row_per_call() -> None:
+    text = str(explain(_Pointwise(), _input()))
+    assert "pointwise_fwd" in text
+    assert "total" in text
+
+
+def test_observer_sees_arguments_and_output() -> None:
+    seen = []
+
+    def observer(primitive, args, backend, function):
+        output = function(*args)
+        seen.append((primitive, args[0].shape, backend, output[0].shape))
+        return output
+
+    with backends.observe(observer):
+        _Pointwise()(_input())
+    _Pointwise()(_input())
+    assert [(s[0], s[1], s[3]) for s in seen] == [("pointwise_fwd", (2, 8, 6, 5), (2, 16, 6, 5))]

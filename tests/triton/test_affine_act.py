@@ -1,0 +1,41 @@
+"""affine_act_fwd and affine_act_sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.cases import LAYOUTS, affine, on_grid
+from tests.triton.compare import DTYPES, check, image
+
+SHAPES = ((1, 1, (1, 1)), (2, 3, (5, 7)), (2, 17, (9, 4)), (1, 24, (3, 11)), (3, 300, (7, 7)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("act", range(5))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_activation(shape, act, dtype, device):
+    n, c, size = shape
+    y, grad = image(n, c, size, dtype), on_grid(n, c, *size, dtype=dtype)
+    check("affine_act_fwd", (y, *affine(c), act, grad), device)
+    check("affine_act_sums", (grad, y, *affine(c), act, torch.randn(c) / 4), device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_what_is_optional(layout, device):
+    y, grad = image(2, 17, (5, 6), torch.float32, layout), image(2, 17, (5, 6), torch.float32, layout)
+    check("affine_act_fwd", (y, None, affine(17)[1], 3, None), device)
+    check("affine_act_fwd", (y, affine(17)[0], None, 0, grad), device)
+    check("affine_act_sums", (grad, y, None, affine(17)[1], 1, None), device)
+
+
+def test_no_images(device):
+    y = image(0, 8, (3, 3), torch.float32)
+    check("affine_act_fwd", (y, *affine(8), 1, None), device)
+    check("affine_act_sums", (y, y, *affine(8), 1, None), device)
+
+
+def test_many_tiles(device):
+    # Sums of several tiles a program, folded in two levels.
+    y, grad = image(2, 32, (150, 151), torch.float32), image(2, 32, (150, 151), torch.float32)
+    check("affine_act_sums", (grad, y, *affine(32), 1, torch.randn(32) / 4), device)

@@ -1,0 +1,135 @@
+"""What the compiler makes of every kernel, for sm_80 and sm_90 and without a GPU: no spills, shared memory in bounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcnn import triton as backend
+from fastcnn.triton.launch import INTERPRETED
+from tests.ops.cases import affine, on_grid
+from tests.triton import test_depthwise_conv2d as depthwise
+from tests.triton import test_pointwise_conv2d as pointwise
+from tests.triton import test_separable_conv2d as separable
+from tests.triton.ahead_of_time import Resources, compile_for, launches_of
+from tests.triton.compare import image
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter is on (TRITON_INTERPRET=1)")
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+ONE, ALL = (1, 1), (True, True, True)
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # what a block may ask for
+N, SIZE = 8, (56, 56)  # large enough for the large tiles
+
+
+def compiled(primitive: str, args: tuple, capability: int, folding: bool = False) -> dict[str, Resources]:
+    """The kernels of a call by name, each compiled and checked for spills, registers and shared memory."""
+    kernels = {}
+    for launch in launches_of(getattr(backend, primitive), args, folding):
+        made = kernels[launch.name] = compile_for(launch, capability)
+        assert made.stack == 0, f"{launch.name} spills {made.stack} bytes ({made.registers} registers)"
+        assert made.registers * made.threads <= 65536, f"{launch.name}: {made.registers} registers x {made.threads}"
+        assert made.shared <= SHARED_MEMORY[capability], f"{launch.name}: {made.shared} bytes of shared memory"
+    assert kernels
+    return kernels
+
+
+def convolution(kernel: int, stride: int = 1) -> tuple:
+    """kernel, stride, padding, dilation of a convolution that keeps (or halves) the image."""
+    return (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), ONE
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP16, 90), (FP32, 90), (BF16, 80), (FP32, 80)], ids=str)
+def test_pointwise_forward(dtype, capability):
+    # Training form: prologue and statistics. 144 channels are no multiple of the 64-channel block.
+    args = pointwise.arguments("prologue", N, 144, 136, SIZE, ONE, dtype)
+    made = compiled("pointwise_fwd", (*args[:-1], True), capability, folding=dtype == BF16)
+    ptx = made["pointwise_fwd_kernel"].ptx
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in ptx
+    assert "cp.async" in ptx, "the loads are not pipelined"
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_pointwise_forward_inference(dtype):
+    made = compiled("pointwise_fwd", pointwise.arguments("epilogue", N, 24, 144, SIZE, ONE, dtype), 90)
+    assert "wgmma.mma_async" in made["pointwise_fwd_kernel"].ptx
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 90), (FP16, 80), (FP32, 80)], ids=str)
+def test_pointwise_backward(dtype, capability):
+    args = pointwise.arguments("full", N, 256, 512, (28, 28), ONE, dtype, ALL)
+    made = compiled("pointwise_bwd", args, capability)
+    assert set(made) == {"pointwise_dgrad_kernel", "pointwise_wgrad_kernel"}
+    if capability == 90:
+        assert all("wgmma.mma_async" in kernel.ptx for kernel in made.values())
+
+
+def test_pointwise_strided():
+    compiled("pointwise_fwd", pointwise.arguments("prologue", N, 64, 128, SIZE, (2, 2), BF16), 90)
+    compiled("pointwise_bwd", pointwise.arguments("full", N, 64, 128, SIZE, (2, 2), BF16, ALL), 90)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "dtype", "capability"),
+    [
+        (convolution(3), BF16, 90),
+        (convolution(3), FP32, 80),
+        (convolution(3, 2), FP16, 80),
+        (convolution(5), BF16, 90),
+        (convolution(7), FP32, 90),
+        (convolution(31), BF16, 90),
+    ],
+    ids=str,
+)
+def test_depthwise_forward(geometry, dtype, capability):
+    args = depthwise.arguments("prologue", N, 144, 1, SIZE, *geometry, dtype)
+    made = compiled("depthwise_fwd", (*args[:-1], True), capability)
+    if dtype == BF16 and geometry == convolution(3):
+        # 2 x 4 outputs a group: each of 4 x 6 inputs and 9 taps is loaded once, 4 channels at a time.
+        assert made["depthwise_fwd_kernel"].ptx.count(".v2.b32 {") - 8 == 24 + 9
+
+
+@pytest.mark.parametrize(
+    ("geometry", "dtype", "capability"),
+    [
+        (convolution(3), BF16, 90),
+        (convolution(3), FP32, 80),
+        (convolution(3, 2), FP16, 80),
+        (convolution(7), BF16, 90),
+        pytest.param(convolution(5), BF16, 90, marks=pytest.mark.slow),
+        pytest.param(convolution(5), FP32, 80, marks=pytest.mark.slow),
+        pytest.param(convolution(31), BF16, 90, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_depthwise_backward(geometry, dtype, capability):
+    args = depthwise.arguments("full", N, 144, 1, SIZE, *geometry, dtype, ALL)
+    made = compiled("depthwise_bwd", args, capability)
+    one_pass = geometry[0][0] <= 5
+    assert set(made) == ({"depthwise_bwd_kernel"} if one_pass else {"depthwise_dgrad_kernel", "depthwise_wgrad_kernel"})
+
+
+@pytest.mark.parametrize(
+    ("variant", "c", "geometry", "dtype", "capability"),
+    [
+        ("stats", 128, convolution(3), BF16, 90),
+        ("prologue", 256, convolution(3), FP32, 90),
+        ("epilogue", 24, convolution(3), BF16, 90),
+        ("prologue", 160, convolution(3, 2), FP16, 80),
+        ("epilogue", 64, convolution(5), FP32, 80),
+    ],
+    ids=str,
+)
+def test_separable(variant, c, geometry, dtype, capability):
+    args = separable.arguments(variant, N, 144, 1, c, SIZE, *geometry, dtype)
+    made = compiled("separable_fwd", args, capability)
+    assert set(made) == {"separable_fwd_kernel"}
+    if capability == 90:
+        assert "wgmma.mma_async" in made["separable_fwd_kernel"].ptx
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_affine_act(dtype, capability):
+    y, grad = image(N, 144, SIZE, dtype), on_grid(N, 144, *SIZE, dtype=dtype)
+    compiled("affine_act_fwd", (y, *affine(144), 3, grad), capability)
+    compiled("affine_act_sums", (grad, y, *affine(144), 3, torch.randn(144)), capability, folding=True)
