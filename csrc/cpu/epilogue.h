@@ -30,19 +30,75 @@ inline V scale_shift(const ScaleShiftAct& a, V v, int64_t c, int64_t n) {
 
 inline V apply(const ScaleShiftAct& a, V v, int64_t c, int64_t n) { return activate(a.act, scale_shift(a, v, c, n)); }
 
-// dy of a gradient prologue at one pixel: see GradientPrologue.
-template <class T>
-V gradient_at(const GradientPrologue& g, int64_t channels, int64_t pixel, int64_t c) {
-  const int64_t n = channels - c;
-  V dy = load_upto(static_cast<const T*>(g.grad.data) + pixel * g.grad.ld + c, n);
-  if (!g.y.data) return dy;
-  const V y = load_upto(static_cast<const T*>(g.y.data) + pixel * g.y.ld + c, n);
-  if (g.affine.act) dy = activate_grad(g.affine.act, scale_shift(g.affine, y, c, n), dy);
-  if (!g.coef) return dy;
-  const float* coef = g.coef + c;
-  const V centred = sub(y, load_upto(coef + 2 * channels, n));
-  const V rest = fmadd(load_upto(coef + channels, n), centred, load_upto(coef + 3 * channels, n));
-  return fmadd(load_upto(coef, n), dy, rest);
+// none, relu and relu6 as bounds: one activation without a branch. The others are not `simple`.
+struct Bounds {
+  V low, high;
+  bool simple;
+
+  explicit Bounds(int act)
+      : low(set(act == kNone ? -INFINITY : 0.0f)),
+        high(set(act == kRelu6 ? 6.0f : INFINITY)),
+        simple(act == kNone || act == kRelu || act == kRelu6) {}
+  V clamp(V z) const { return min(max(z, low), high); }
+  // g where the activation passes its gradient. (A z of minus infinity would need none to say so; it is NaN's kin.)
+  V mask(V z, V g) const { return where_gt(z, low, where_gt(high, z, g, zero()), zero()); }
+};
+
+// A prologue with its kind as a constant, so that the loops that load operands have no branch on it.
+enum PrologueKind { kIdentity, kBounded, kGeneral };
+
+template <int kKind>
+struct PrologueOf {
+  const ScaleShiftAct& affine;
+  const Bounds bounds{affine.act};
+
+  V operator()(V v, int64_t c, int64_t n) const {
+    if constexpr (kKind == kIdentity) return v;
+    if constexpr (kKind == kBounded) return bounds.clamp(scale_shift(affine, v, c, n));
+    return apply(affine, v, c, n);
+  }
+};
+
+template <class F>
+void with_prologue(const ScaleShiftAct& affine, const F& f) {
+  if (affine.is_identity()) return f(PrologueOf<kIdentity>{affine});
+  if (Bounds(affine.act).simple) return f(PrologueOf<kBounded>{affine});
+  f(PrologueOf<kGeneral>{affine});
+}
+
+// dy of a gradient prologue at one pixel (see GradientPrologue); its parts as constants, as in PrologueOf.
+template <class T, bool kHasY, bool kHasCoef, bool kSimple>
+struct GradientOf {
+  const GradientPrologue& g;
+  int64_t channels;
+  const Bounds bounds{g.affine.act};
+
+  V operator()(int64_t pixel, int64_t c) const {
+    const int64_t n = channels - c;
+    V dy = load_upto(static_cast<const T*>(g.grad.data) + pixel * g.grad.ld + c, n);
+    if constexpr (!kHasY) return dy;
+    const V y = load_upto(static_cast<const T*>(g.y.data) + pixel * g.y.ld + c, n);
+    if (g.affine.act) {
+      const V z = scale_shift(g.affine, y, c, n);
+      dy = kSimple ? bounds.mask(z, dy) : activate_grad(g.affine.act, z, dy);
+    }
+    if constexpr (!kHasCoef) return dy;
+    const float* coef = g.coef + c;
+    const V centred = sub(y, load_upto(coef + 2 * channels, n));
+    const V rest = fmadd(load_upto(coef + channels, n), centred, load_upto(coef + 3 * channels, n));
+    return fmadd(load_upto(coef, n), dy, rest);
+  }
+};
+
+template <class T, class F>
+void with_gradient(const GradientPrologue& g, int64_t channels, const F& f) {
+  if (!g.y.data) return f(GradientOf<T, false, false, true>{g, channels});
+  if (!Bounds(g.affine.act).simple) {
+    if (g.coef) return f(GradientOf<T, true, true, false>{g, channels});
+    return f(GradientOf<T, true, false, false>{g, channels});
+  }
+  if (g.coef) return f(GradientOf<T, true, true, true>{g, channels});
+  f(GradientOf<T, true, false, true>{g, channels});
 }
 
 // Applies an epilogue to a block of results: c [rows][ldc] for pixels from `pixel` on and channels from `channel` on.
@@ -66,6 +122,69 @@ void store_block(const Epilogue& e, int64_t channels, float* c, int64_t ldc, int
     }
   }
 }
+
+// A product's results on their way to memory: tile pixel `row` is pixel first + row. sums, if any, are the unit's
+// statistics; its first row is the tile's row 0 where `opens` says so.
+template <class T>
+struct StoreSink : RegisterSink {
+  const Epilogue& e;
+  int64_t channels, first;
+  const StatisticsUnit* sums;
+  bool opens;
+  Bounds bounds;
+
+  StoreSink(const Epilogue& epilogue, int64_t channels, int64_t first, const StatisticsUnit* sums, bool opens)
+      : e(epilogue), channels(channels), first(first), sums(sums), opens(opens), bounds(epilogue.affine.act) {}
+
+  bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= channels; }
+
+  void operator()(float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    store_block<T>(e, channels, c, ldc, first + row, rows, column, columns);
+    if (!sums) return;
+    for (int64_t v = 0; v < columns; v += kLanes) sums->add_rows(c + v, ldc, rows, column + v, opens && row == 0);
+  }
+
+  template <int kRows, int kVectors>
+  void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = column + v * kLanes;
+      if (e.affine.scale || e.affine.shift) {
+        const V scale = e.affine.scale ? load(e.affine.scale + at) : set(1.0f);
+        const V shift = e.affine.shift ? load(e.affine.shift + at) : zero();
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) acc[r][v] = fmadd(acc[r][v], scale, shift);
+      }
+      if (sums) add_statistics(acc, v, at, opens && row == 0);
+      T* out = static_cast<T*>(e.out) + (first + row) * e.out_ld + at;
+      if (const T* residual = static_cast<const T*>(e.residual.data)) {
+        residual += (first + row) * e.residual.ld + at;
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r)
+          store(out + r * e.out_ld, add(bounds.clamp(acc[r][v]), load(residual + r * e.residual.ld)));
+      } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) store(out + r * e.out_ld, bounds.clamp(acc[r][v]));
+      }
+    }
+  }
+
+ private:
+  template <int kRows, int kVectors>
+  void add_statistics(V (&acc)[kRows][kVectors], int v, int64_t at, bool open) const {
+    const V base = open ? acc[0][v] : load(sums->shift + at);
+    V s = open ? zero() : load(sums->sum + at), q = open ? zero() : load(sums->square + at);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const V d = sub(acc[r][v], base);
+      s = add(s, d);
+      q = fmadd(d, d, q);
+    }
+    if (open) store(sums->shift + at, base);
+    store(sums->sum + at, s);
+    store(sums->square + at, q);
+  }
+};
 
 }  // namespace
 }  // namespace fastcnn

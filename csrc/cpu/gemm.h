@@ -7,6 +7,8 @@
 //   B packed [ceil(n / kLanes)][words][kLanes]: panels one vector wide.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/parallel.h"
 #include "cpu/vec.h"
 #include "ops/pointwise.h"
@@ -68,15 +70,10 @@ int64_t reduction_words(int64_t k) {
   return words;
 }
 
-// c[row * ldc + column] (+)= sum_k a[row * kARow + k * kAStep] * b[k * b_step + panel * b_panel + lane]
+// acc[row][panel] += sum_k a[row * kARow + k * kAStep] * b[k * b_step + panel * b_panel + lane]
 template <class Words, int kRows, int kVectors, int kARow, int kAStep>
-inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words, float* c,
-                      int64_t ldc, bool accumulate) {
-  V acc[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
+inline void accumulate_products(V (&acc)[kRows][kVectors], const float* a, const float* b, int64_t b_step,
+                                int64_t b_panel, int64_t words) {
   for (int64_t k = 0; k < words; ++k) {
     V bv[kVectors];
 #pragma GCC unroll 4
@@ -90,11 +87,27 @@ inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_
     a += kAStep;
     b += b_step;
   }
+}
+
+// c[row * ldc + column] (+)= the same.
+template <class Words, int kRows, int kVectors, int kARow, int kAStep>
+inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words, float* c,
+                      int64_t ldc, bool accumulate) {
+  V acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
+  accumulate_products<Words, kRows, kVectors, kARow, kAStep>(acc, a, b, b_step, b_panel, words);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
 }
+
+// A sink that can also take a whole microtile from its accumulators, without a detour through memory. A product of few
+// words stores as often as it multiplies, so the detour would cost it a third of its time.
+struct RegisterSink {};
 
 template <class Words, int kRows, int kVectors, int kARow, int kAStep>
 void microtile_of_rows(int rows, const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words,
@@ -146,6 +159,22 @@ struct TileWriter {
     else
       store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
   }
+  // A whole row of k channels: value(c, n) is the vector from channel c on, n = k - c of them real and the rest zero.
+  template <class Value>
+  void fill_row(int64_t row, int64_t k, const Value& value) const {
+    constexpr int64_t kBlock = kBlockWords * Words::kPerWord;
+    for (int64_t block = 0; block < k; block += kBlock) {
+      const int64_t end = k - block < kBlock ? k : block + kBlock;
+      float* out = at(row, block / Words::kPerWord);
+      for (int64_t c = block; c < end; c += kLanes, out += kLanes / Words::kPerWord) {
+        if constexpr (Words::kPerWord == 1)
+          store(out, value(c, k - c));
+        else
+          store(reinterpret_cast<bf16*>(out), value(c, k - c));
+      }
+    }
+    pad(row, k);
+  }
   // Zeroes what the reduction reads beyond the last vector of channels.
   void pad(int64_t row, int64_t k) const {
     for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord; next += kLanes)
@@ -170,6 +199,18 @@ namespace {
 // Results of one block of a product on their way to the epilogue: c [rows][ldc], at most kMaxBlock floats.
 constexpr int64_t kMaxBlock = 32 * 64;
 
+template <class Words, class Sink>
+void microtile_to(const float* a, const PackedView<Words>& b, int64_t panel, const Sink& sink, int64_t row) {
+  V acc[kMicroRows][kMicroVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kMicroRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kMicroVectors; ++v) acc[r][v] = zero();
+  accumulate_products<Words, kMicroRows, kMicroVectors, kRowWords, 1>(acc, a, b.panel(panel), kLanes,
+                                                                      b.panel_stride(), b.words);
+  sink.tile(acc, row, panel * kLanes);
+}
+
 // Multiplies rows [0, rows) of an A tile by panels [first, last) of B; sink(c, ldc, row, rows, column, columns).
 template <class Words, class Sink>
 void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Words>& b, int64_t first, int64_t last,
@@ -182,6 +223,11 @@ void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Wo
   const int64_t vectors = wide ? kWideVectors : kMicroVectors, ldc = vectors * kLanes;
   for (int64_t panel = first; panel < last;) {
     const int64_t count = last - panel < vectors ? 1 : vectors;
+    int64_t done = 0;
+    if constexpr (std::is_base_of_v<RegisterSink, Sink>) {
+      if (count == kMicroVectors && b.words <= kBlockWords && sink.takes(panel * kLanes, count * kLanes))
+        for (; done + kMicroRows <= rows; done += kMicroRows) microtile_to(a.at(done, 0), b, panel, sink, done);
+    }
     const auto piece = [&](int64_t row, int64_t n) {
       for (int64_t word = 0; word < b.words; word += kBlockWords) {
         const int64_t words = b.words - word < kBlockWords ? b.words - word : kBlockWords;
@@ -197,7 +243,7 @@ void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Wo
       }
       sink(c, ldc, row, n, panel * kLanes, count * kLanes);
     };
-    for_each_piece(rows, kMicroRows, piece);
+    for_each_piece(rows - done, kMicroRows, [&](int64_t row, int64_t n) { piece(done + row, n); });
     panel += count;
   }
 }

@@ -17,15 +17,12 @@ inline int64_t input_pixel(const PixelGrid& g, int64_t pixel) {
 template <class T, class Words>
 void fill_rows(const PixelGrid& grid, const Activations& x, const ScaleShiftAct& prologue, int64_t k, int64_t first,
                int64_t count, const TileWriter<Words>& a) {
-  const bool plain = prologue.is_identity();
-  for (int64_t row = 0; row < count; ++row) {
-    const T* src = static_cast<const T*>(x.data) + input_pixel(grid, first + row) * x.ld;
-    for (int64_t c = 0; c < k; c += kLanes) {
-      const V v = load_upto(src + c, k - c);
-      a.put(row, c, plain ? v : apply(prologue, v, c, k - c));
+  with_prologue(prologue, [&](const auto& pre) {
+    for (int64_t row = 0; row < count; ++row) {
+      const T* src = static_cast<const T*>(x.data) + input_pixel(grid, first + row) * x.ld;
+      a.fill_row(row, k, [&](int64_t c, int64_t n) { return pre(load_upto(src + c, n), c, n); });
     }
-    a.pad(row, k);
-  }
+  });
 }
 
 }  // namespace

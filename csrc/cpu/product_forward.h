@@ -38,12 +38,7 @@ void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, c
     float* unit_sums = statistics.data() + tile * 3 * pitch;
     const StatisticsUnit sums{unit_sums, unit_sums + pitch, unit_sums + 2 * pitch};
     multiply_tile(a, count, b, panels * split / splits, panels * (split + 1) / splits,
-                  [&](float* c, int64_t ldc, int64_t row, int64_t count, int64_t column, int64_t columns) {
-                    store_block<T>(e, n, c, ldc, first + row, count, column, columns);
-                    if (!e.mean) return;
-                    for (int64_t v = 0; v < columns; v += kLanes)
-                      sums.add_rows(c + v, ldc, count, column + v, row == 0);
-                  });
+                  StoreSink<T>(e, n, first, e.mean ? &sums : nullptr, true));
   });
   if (e.mean) {
     const auto count = [&](int64_t tile) { return tile + 1 < tiles ? rows : pixels - tile * rows; };

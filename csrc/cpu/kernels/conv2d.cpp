@@ -44,7 +44,9 @@ void weight_gradient(const Conv2dWeightGradient& p) {
         gather_patch(s, p.x, p.prologue, first + row, patches.data() + row * patch);
       const WgradTile<Words> dy(thread_scratch(wgrad_floats<Words>(kTilePixels, s.n, k)), count, s.n);
       const WgradTile<Words> a(dy.end(), count, k);
-      dy.fill([&](int64_t row, int64_t c) { return gradient_at<T>(p.gradient, s.n, first + row, c); });
+      with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {
+        dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, c); });
+      });
       a.fill([&](int64_t row, int64_t c) { return load(patches.data() + row * patch + c); });
       accumulate_weight_gradient(dy, a, dw.data() + chunk * s.n * pitch, pitch, first > begin);
     }

@@ -57,15 +57,41 @@ void pack_panel_rows(const MatrixSource& s, int64_t panel, float* out) {
   }
 }
 
+#if FASTCNN_ISA_LEVEL >= 2
+// Columns of B whose reductions are contiguous in memory (a forward's float weight): a gather takes one word of each.
+template <class Words>
+void pack_panel_columns(const MatrixSource& s, int64_t panel, float* out) {
+  const int64_t words = reduction_words<Words>(s.k), first = panel * kLanes, columns = s.n - first;
+  const __mmask16 mask = lane_mask(int(columns < kLanes ? columns : kLanes));
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(int(s.stride_n)));
+  const float* data = static_cast<const float*>(s.data) + first * s.stride_n;
+  const V scale = s.scale ? _mm512_maskz_loadu_ps(mask, s.scale + first) : set(1.0f);
+  const auto column = [&](int64_t k) {
+    return k < s.k ? mul(scale, _mm512_mask_i32gather_ps(zero(), mask, offsets, data + k, 4)) : zero();
+  };
+  for (int64_t w = 0; w < words; ++w) {
+    if constexpr (Words::kPerWord == 1)
+      store(out + w * kLanes, column(w));
+#if FASTCNN_ISA_LEVEL >= 3
+    else
+      store_pairs(out + w * kLanes, column(2 * w), column(2 * w + 1));
+#endif
+  }
+}
+#endif
+
 template <class Words, class T>
 void pack(const MatrixSource& s, void* packed) {
   const int64_t stride = reduction_words<Words>(s.k) * kLanes;
   parallel_for(ceil_div(s.n, kLanes), [&](int64_t panel) {
     float* out = static_cast<float*>(packed) + panel * stride;
-    if (s.stride_n == 1 && !s.scale)
-      pack_panel_rows<Words, T>(s, panel, out);
-    else
-      pack_panel<Words, T>(s, panel, out);
+    if (s.stride_n == 1 && !s.scale) return pack_panel_rows<Words, T>(s, panel, out);
+#if FASTCNN_ISA_LEVEL >= 2
+    if constexpr (std::is_same_v<T, float>)
+      if (s.stride_k == 1 && s.stride_n < INT32_MAX / kLanes) return pack_panel_columns<Words>(s, panel, out);
+#endif
+    pack_panel<Words, T>(s, panel, out);
   });
 }
 

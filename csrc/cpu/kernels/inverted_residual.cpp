@@ -10,6 +10,50 @@ namespace {
 // Ring of hidden rows: half of a 1 MB L2, the rest is for the A tiles and the panels of B.
 constexpr int64_t kRingFloats = 128 * 1024;
 
+// Expanded pixels on their way into the ring: tile pixel `row` is pixel first + row, counted from the top of the image.
+struct HiddenSink : RegisterSink {
+  const DepthwiseStrip& strip;
+  const DepthwiseShape& s;
+  const ScaleShiftAct& affine;
+  int64_t channels, first;
+  Bounds bounds;
+
+  HiddenSink(const DepthwiseStrip& strip, const DepthwiseShape& s, const ScaleShiftAct& affine, int64_t channels,
+             int64_t first)
+      : strip(strip), s(s), affine(affine), channels(channels), first(first), bounds(affine.act) {}
+
+  bool takes(int64_t, int64_t) const { return bounds.simple; }
+
+  // Where a pixel lies in the ring; null for columns that no output reads, which have no room there.
+  float* pixel(int64_t row) const {
+    const int64_t h = (first + row) / s.in_w, w = (first + row) % s.in_w + s.pad_w;
+    return w < ring_width(s) ? strip.row(h) + w * strip.pitch() : nullptr;
+  }
+
+  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      float* out = pixel(row + r);
+      for (int64_t v = 0; out && v < columns; v += kLanes)
+        store(out + column + v, apply(affine, load(c + r * ldc + v), column + v, channels - column - v));
+    }
+  }
+
+  template <int kRows, int kVectors>
+  void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
+    float* out[kRows];
+    for (int r = 0; r < kRows; ++r) out[r] = pixel(row + r);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = column + v * kLanes, n = channels - at;
+      const V scale = affine.scale ? load_upto(affine.scale + at, n) : set(1.0f);
+      const V shift = affine.shift ? load_upto(affine.shift + at, n) : zero();
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        if (out[r]) store(out[r] + at, bounds.clamp(fmadd(acc[r][v], scale, shift)));
+    }
+  }
+};
+
 template <class T>
 class InvertedResidual {
  public:
@@ -63,30 +107,8 @@ class InvertedResidual {
       const int64_t pixel = (image * s_.in_h + h0) * s_.in_w + first;
       fill_rows<T>(dense, p_.x, p_.prologue, p_.k, pixel, count, input);
       multiply_tile(input, count, expand_, 0, ceil_div(hidden_, kLanes),
-                    [&](float* c, int64_t ldc, int64_t row, int64_t n, int64_t column, int64_t columns) {
-                      for (int64_t v = 0; v < columns; v += kLanes)
-                        put_hidden(strip, h0 * s_.in_w + first + row, n, c + v, ldc, column + v);
-                    });
+                    HiddenSink(strip, s_, p_.expand, hidden_, h0 * s_.in_w + first));
     });
-  }
-
-  // c [count][ldc]: one vector of channels of pixels [at, at + count), counted from the top of the image.
-  void put_hidden(const DepthwiseStrip& strip, int64_t at, int64_t count, const float* c, int64_t ldc,
-                  int64_t channel) const {
-    const int64_t n = hidden_ - channel;
-    const V scale = p_.expand.scale ? load_upto(p_.expand.scale + channel, n) : set(1.0f);
-    const V shift = p_.expand.shift ? load_upto(p_.expand.shift + channel, n) : zero();
-    int64_t h = at / s_.in_w, w = at % s_.in_w;
-    float* out = strip.row(h) + (w + s_.pad_w) * strip.pitch() + channel;
-    const int64_t limit = ring_width(s_) - s_.pad_w;  // columns that no output reads have no room in the ring
-    for (int64_t r = 0; r < count; ++r) {
-      if (w < limit) store(out, activate(p_.expand.act, fmadd(load(c + r * ldc), scale, shift)));
-      out += strip.pitch();
-      if (++w == s_.in_w && r + 1 < count) {
-        w = 0;
-        out = strip.row(++h) + s_.pad_w * strip.pitch() + channel;
-      }
-    }
   }
 
   void project(const DepthwiseStrip& strip, int64_t image, int64_t p0, int64_t p1, const TileWriter<Words>& a) const {
@@ -96,10 +118,7 @@ class InvertedResidual {
     }
     for (int64_t row = 0; row < a.rows; ++row) a.pad(row, hidden_);
     const int64_t pixel = (image * s_.out_h + p0) * s_.out_w;
-    multiply_tile(a, a.rows, project_, 0, ceil_div(p_.n, kLanes),
-                  [&](float* c, int64_t ldc, int64_t row, int64_t n, int64_t column, int64_t columns) {
-                    store_block<T>(p_.epilogue, p_.n, c, ldc, pixel + row, n, column, columns);
-                  });
+    multiply_tile(a, a.rows, project_, 0, ceil_div(p_.n, kLanes), StoreSink<T>(p_.epilogue, p_.n, pixel, nullptr, false));
   }
 
   // Without a projection the depthwise rows are the result.

@@ -14,6 +14,92 @@ namespace {
 constexpr int64_t kCachedWeightGradient = 256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
 constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
 
+// Input gradients on their way to memory, masked by the input's prologue, with their two sums in `sums` [2][pitch].
+template <class T>
+struct DxSink : RegisterSink {
+  const PointwiseBackward& p;
+  int64_t first, pitch;
+  float* sums;
+  bool opens;
+  Bounds bounds;
+
+  DxSink(const PointwiseBackward& p, int64_t first, int64_t pitch, float* sums, bool opens)
+      : p(p), first(first), pitch(pitch), sums(p.output.sums ? sums : nullptr), opens(opens), bounds(p.input.affine.act) {}
+
+  bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
+
+  const T* x(int64_t row, int64_t column) const {
+    return static_cast<const T*>(p.input.x.data) + input_pixel(p.grid, first + row) * p.input.x.ld + column;
+  }
+  T* dx(int64_t row, int64_t column) const {
+    return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
+  }
+
+  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const ScaleShiftAct& pre = p.input.affine;
+    for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
+      const int64_t at = column + v, n = p.k - at;
+      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero();
+      Totals totals(*this, at, row);
+      for (int64_t r = 0; r < rows; ++r) {
+        V g = load(c + r * ldc + v);
+        if (pre.act || sums) {
+          const V value = load_upto(x(row + r, at), n);
+          if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
+          totals.add(g, sub(value, mean));
+        }
+        store_upto(dx(row + r, at), g, n);
+      }
+      totals.save(*this, at);
+    }
+  }
+
+  template <int kRows, int kVectors>
+  void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
+    const ScaleShiftAct& pre = p.input.affine;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = column + v * kLanes;
+      if (!pre.act && !sums) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) store(dx(row + r, at), acc[r][v]);
+        continue;
+      }
+      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
+      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f), shift = pre.shift ? load(pre.shift + at) : zero();
+      Totals totals(*this, at, row);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const V value = load(x(row + r, at));
+        if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
+        totals.add(acc[r][v], sub(value, mean));
+        store(dx(row + r, at), acc[r][v]);
+      }
+      totals.save(*this, at);
+    }
+  }
+
+ private:
+  struct Totals {
+    V gradient = zero(), product = zero();
+
+    Totals(const DxSink& sink, int64_t at, int64_t row) {
+      if (!sink.sums || (sink.opens && row == 0)) return;
+      gradient = load(sink.sums + at);
+      product = load(sink.sums + sink.pitch + at);
+    }
+    void add(V g, V centred) {
+      gradient = fastcnn::add(gradient, g);
+      product = fmadd(g, centred, product);
+    }
+    void save(const DxSink& sink, int64_t at) const {
+      if (!sink.sums) return;
+      store(sink.sums + at, gradient);
+      store(sink.sums + sink.pitch + at, product);
+    }
+  };
+};
+
 template <class T>
 class Backward {
  public:
@@ -85,61 +171,60 @@ class Backward {
     }
     for (int64_t first = begin; first < end; first += rows_) {
       const int64_t count = end - first < rows_ ? end - first : rows_;
+      if (Words::kPerWord == 1 && sums) {
+        both_gradients(first, count, sums, dw, first == begin);
+        continue;
+      }
       if (sums) data_gradient(first, count, sums, first == begin);
       weight_gradient(first, count, dw, n0, n1, first > begin);
     }
   }
 
   void data_gradient(int64_t first, int64_t count, float* sums, bool first_of_unit) {
-    const PackedView<Words> b(p_.packed_weight, p_.n);
-    const TileWriter<Words> a{thread_scratch(tile_floats(rows_, dy_words_)), rows_};
-    for (int64_t row = 0; row < count; ++row) {
-      for (int64_t c = 0; c < p_.n; c += kLanes) a.put(row, c, gradient_at<T>(p_.gradient, p_.n, first + row, c));
-      a.pad(row, p_.n);
-    }
-    multiply_tile(a, count, b, 0, ceil_div(p_.k, kLanes),
-                  [&](float* c, int64_t ldc, int64_t row, int64_t n, int64_t column, int64_t columns) {
-                    store_dx(c, ldc, first + row, n, column, columns, sums, first_of_unit && row == 0);
-                  });
-  }
-
-  void store_dx(const float* c, int64_t ldc, int64_t pixel, int64_t rows, int64_t column, int64_t columns,
-                float* sums, bool reset) {
-    const ScaleShiftAct& pre = p_.input.affine;
-    for (int64_t v = 0; v < columns && column + v < p_.k; v += kLanes) {
-      const int64_t at = column + v, n = p_.k - at;
-      const bool with_sums = p_.output.sums != nullptr;
-      const V mean = with_sums && p_.input.mean ? load_upto(p_.input.mean + at, n) : zero();
-      V s0 = reset || !with_sums ? zero() : load(sums + at);
-      V s1 = reset || !with_sums ? zero() : load(sums + k_pitch_ + at);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t source = input_pixel(p_.grid, pixel + r);
-        V dx = load(c + r * ldc + v);
-        if (pre.act || with_sums) {
-          const V x = load_upto(static_cast<const T*>(p_.input.x.data) + source * p_.input.x.ld + at, n);
-          if (pre.act) dx = activate_grad(pre.act, scale_shift(pre, x, at, n), dx);
-          s0 = add(s0, dx);
-          s1 = fmadd(dx, sub(x, mean), s1);
-        }
-        store_upto(static_cast<T*>(p_.output.dx) + source * p_.output.dx_ld + at, dx, n);
-      }
-      if (!with_sums) continue;
-      store(sums + at, s0);
-      store(sums + k_pitch_ + at, s1);
-    }
+    const TileWriter<Words> dy{thread_scratch(tile_floats(rows_, dy_words_)), count};
+    fill_dy(first, count, dy);
+    multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
+                  DxSink<T>(p_, first, k_pitch_, sums, first_of_unit));
   }
 
   void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, bool accumulate) {
     const WgradTile<Words> dy(thread_scratch(2 * wgrad_floats<Words>(rows_, p_.n, p_.k)), count, n1 - n0);
     const WgradTile<Words> a(dy.end(), count, p_.k);
-    dy.fill([&](int64_t row, int64_t c) { return gradient_at<T>(p_.gradient, p_.n, first + row, n0 + c); });
-    const bool plain = p_.input.affine.is_identity();
-    a.fill([&](int64_t row, int64_t c) {
-      const int64_t pixel = input_pixel(p_.grid, first + row), n = p_.k - c;
-      const V x = load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + c, n);
-      return plain ? x : apply(p_.input.affine, x, c, n);
+    with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
+      dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, n0 + c); });
     });
+    fill_input(first, a);
     accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_, k_pitch_, accumulate);
+  }
+
+  // Words of one pixel lie alike for both products: dy is made once.
+  void both_gradients(int64_t first, int64_t count, float* sums, float* dw, bool first_of_unit) {
+    if constexpr (Words::kPerWord == 1) {
+      float* scratch = thread_scratch(tile_floats(rows_, dy_words_) + wgrad_floats<Words>(rows_, 0, p_.k));
+      const TileWriter<Words> dy{scratch, count};
+      fill_dy(first, count, dy);
+      const WgradTile<Words> columns(scratch, count, p_.n), a(scratch + tile_floats(rows_, dy_words_), count, p_.k);
+      fill_input(first, a);
+      accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
+      multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
+                    DxSink<T>(p_, first, k_pitch_, sums, first_of_unit));
+    }
+  }
+
+  void fill_dy(int64_t first, int64_t count, const TileWriter<Words>& dy) const {
+    with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
+      for (int64_t row = 0; row < count; ++row)
+        dy.fill_row(row, p_.n, [&](int64_t c, int64_t) { return gradient(first + row, c); });
+    });
+  }
+
+  void fill_input(int64_t first, const WgradTile<Words>& a) const {
+    with_prologue(p_.input.affine, [&](const auto& pre) {
+      a.fill([&](int64_t row, int64_t c) {
+        const int64_t pixel = input_pixel(p_.grid, first + row), n = p_.k - c;
+        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + c, n), c, n);
+      });
+    });
   }
 
   void clear_weight_gradient(float* dw, int64_t n0, int64_t n1) const {

@@ -66,12 +66,7 @@ class Separable {
       for (int64_t row = 0; row < a.rows; ++row) a.pad(row, hidden_);
       const int64_t pixel = (image * s_.out_h + p0) * s_.out_w;
       multiply_tile(a, a.rows, b_, 0, ceil_div(p_.n, kLanes),
-                    [&](float* c, int64_t ldc, int64_t row, int64_t count, int64_t column, int64_t columns) {
-                      store_block<T>(p_.epilogue, p_.n, c, ldc, pixel + row, count, column, columns);
-                      if (!p_.epilogue.mean) return;
-                      for (int64_t v = 0; v < columns; v += kLanes)
-                        sums.add_rows(c + v, ldc, count, column + v, p0 == begin && row == 0);
-                    });
+                    StoreSink<T>(p_.epilogue, p_.n, pixel, p_.epilogue.mean ? &sums : nullptr, p0 == begin));
     }
   }
 
