@@ -5,7 +5,8 @@ include(CheckCXXCompilerFlag)
 include(CheckCXXSourceCompiles)
 
 set(FASTCNN_ISA_ORDER portable avx2 avx512 avx512_bf16 amx)
-set(FASTCNN_FLAGS_portable "")
+# -O2 with whole small loops unrolled: half the compile time of -O3 where the last percent matters least.
+set(FASTCNN_FLAGS_portable -O2 -fpeel-loops)
 set(FASTCNN_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(FASTCNN_FLAGS_avx512 ${FASTCNN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
 set(FASTCNN_FLAGS_avx512_bf16 ${FASTCNN_FLAGS_avx512} -mavx512bf16)
@@ -46,7 +47,9 @@ function(fastcnn_add_isas target)
       add_library(fastcnn_${isa} OBJECT ${kernels})
       target_include_directories(fastcnn_${isa} PRIVATE csrc)
       target_compile_definitions(fastcnn_${isa} PRIVATE FASTCNN_ISA=${isa} FASTCNN_ISA_LEVEL=${level})
-      target_compile_options(fastcnn_${isa} PRIVATE ${FASTCNN_CXX_FLAGS} ${FASTCNN_FLAGS_${isa}})
+      # GCC 12 takes the undefined operands inside its own AVX-512 headers for mistakes (GCC bug 105593).
+      target_compile_options(fastcnn_${isa} PRIVATE ${FASTCNN_CXX_FLAGS} ${FASTCNN_FLAGS_${isa}}
+        $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
       target_link_libraries(fastcnn_${isa} PRIVATE OpenMP::OpenMP_CXX)
       target_sources(${target} PRIVATE $<TARGET_OBJECTS:fastcnn_${isa}>)
     endif()

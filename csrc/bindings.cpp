@@ -246,6 +246,22 @@ void bind_affine_act(py::module_& m) {
   });
 }
 
+// shape: (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dtype)
+void bind_max_pool2d(py::module_& m) {
+  m.def("max_pool2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, Pointer out, int64_t out_ld) {
+    MaxPool2dForward p;
+    int64_t* sizes[] = {&p.images, &p.channels, &p.in_h, &p.in_w, &p.out_h, &p.out_w};
+    int* geometry[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w};
+    for (int i = 0; i < 6; ++i) *sizes[i] = shape[i].cast<int64_t>();
+    for (int i = 0; i < 6; ++i) *geometry[i] = shape[6 + i].cast<int>();
+    p.dtype = dtype_of(shape[12].cast<int>());
+    p.x = activations(x, x_ld);
+    p.out = reinterpret_cast<void*>(out);
+    p.out_ld = out_ld;
+    launch(kernels().max_pool2d_forward, p);
+  });
+}
+
 int isa_index(const std::string& name) {
   std::string names;
   for (int i = 0; i < isa_count(); ++i) {
@@ -284,6 +300,7 @@ PYBIND11_MODULE(_C, m) {
   bind_depthwise(m);
   bind_fused(m);
   bind_affine_act(m);
+  bind_max_pool2d(m);
   bind_machine(m);
 #ifdef FASTCNN_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");

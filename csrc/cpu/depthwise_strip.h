@@ -91,15 +91,16 @@ struct StripPlan {
   int64_t rows, per_tile, per_image;
 };
 
-// per_tile: enough pixels for the product's tile, within `ring_floats` of ring; rows: whole tiles, `units` per call.
+// per_tile: enough pixels for the product's tile, within `ring_floats` of ring; strips: `units` in all where the rows
+// suffice, as even as they can be.
 inline StripPlan plan_strips(const DepthwiseShape& s, int64_t tile_pixels, int64_t ring_floats, int64_t units) {
-  int64_t per_tile = tile_pixels / s.out_w;
-  if (per_tile < 1) per_tile = 1;
-  if (per_tile > s.out_h) per_tile = s.out_h;
-  while (per_tile > 1 && DepthwiseStrip::floats(s, per_tile) > ring_floats) --per_tile;
-  const int64_t wanted = ceil_div(units, s.images), tiles = ceil_div(s.out_h, per_tile);
-  const int64_t strips = wanted < 1 ? 1 : wanted < tiles ? wanted : tiles;
-  const int64_t rows = ceil_div(tiles, strips) * per_tile;
+  int64_t most = tile_pixels / s.out_w;
+  if (most < 1) most = 1;
+  if (most > s.out_h) most = s.out_h;
+  while (most > 1 && DepthwiseStrip::floats(s, most) > ring_floats) --most;
+  const int64_t wanted = ceil_div(units, s.images), tiles = ceil_div(s.out_h, most);
+  const int64_t rows = ceil_div(s.out_h, wanted < tiles ? wanted : tiles);
+  const int64_t per_tile = ceil_div(rows, ceil_div(rows, most));
   return {rows, per_tile, ceil_div(s.out_h, rows)};
 }
 

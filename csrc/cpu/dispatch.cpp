@@ -23,6 +23,7 @@ namespace fastcnn {
   void register_depthwise_backward(Kernels&);       \
   void register_separable(Kernels&);                \
   void register_inverted_residual(Kernels&);        \
+  void register_max_pool2d(Kernels&);               \
   void register_affine_act(Kernels&);               \
   static Kernels make() {                           \
     Kernels k;                                      \
@@ -34,6 +35,7 @@ namespace fastcnn {
     register_depthwise_backward(k);                 \
     register_separable(k);                          \
     register_inverted_residual(k);                  \
+    register_max_pool2d(k);                         \
     register_affine_act(k);                         \
     return k;                                       \
   }                                                 \

@@ -6,6 +6,7 @@
 #include "ops/affine_act.h"
 #include "ops/conv2d.h"
 #include "ops/depthwise.h"
+#include "ops/max_pool2d.h"
 #include "ops/pointwise.h"
 #include "ops/separable.h"
 
@@ -23,6 +24,7 @@ struct Kernels {
   void (*depthwise_backward)(const DepthwiseBackward&) = nullptr;
   void (*separable_forward)(const SeparableForward&) = nullptr;
   void (*inverted_residual_forward)(const InvertedResidualForward&) = nullptr;
+  void (*max_pool2d_forward)(const MaxPool2dForward&) = nullptr;
   void (*affine_act_forward)(const AffineActForward&) = nullptr;
   void (*affine_act_sums)(const AffineActSums&) = nullptr;
 };

@@ -12,14 +12,15 @@ from fastcnn.cpu.affine_act import affine_act_fwd, affine_act_sums
 from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
+from fastcnn.cpu.max_pool2d import max_pool2d_fwd
 from fastcnn.cpu.packing import PackedMatrix, pack_pointwise
 from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
 from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
 
 __all__ = [
     "PackedMatrix", "affine_act_fwd", "affine_act_sums", "conv2d_bwd", "conv2d_fwd", "depthwise_bwd",
-    "depthwise_fwd", "inverted_residual_fwd", "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_fwd",
-    "separable_fwd",
+    "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_fwd", "pack_conv2d", "pack_pointwise", "pointwise_bwd",
+    "pointwise_fwd", "separable_fwd",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)

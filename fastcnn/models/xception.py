@@ -13,7 +13,7 @@ from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
 from fastcnn.nn.folded import FoldedChain, FoldedClassifier, FoldedResidual
 from fastcnn.nn.fused import Unit, activation_name, convolutions, is_foldable
-from fastcnn.ops import conv_chain
+from fastcnn.ops import conv_chain, max_pool2d
 
 
 class SeparableConv(nn.Module):
@@ -50,7 +50,7 @@ def _units(layers: Sequence[nn.Module]) -> tuple[str, list[Unit]]:
 
 
 def _pool(x: Tensor, stride: int) -> Tensor:
-    return x if stride == 1 else F.max_pool2d(x, 3, stride, 1)
+    return x if stride == 1 else max_pool2d(x, (3, 3), (stride, stride), (1, 1))
 
 
 class FoldedBlock(nn.Module):

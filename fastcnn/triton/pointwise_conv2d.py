@@ -108,13 +108,14 @@ def product_tiles(m: int, n: int, k: int, itemsize: int) -> Tiles:
     """The tile of an [m, k] x [k, n] product; it depends on shapes alone, so that statistics do not depend on the GPU.
 
     128 x 128 with 8 warps leaves registers for the prologue (64 accumulators a thread). Products that fill fewer than
-    132 such tiles (the SMs of an H100) are cut to 64 rows, the least that wgmma takes. Stages of 64 bytes x 2
-    (float32: 32 channels) keep 3 tiles of 32 KB in shared memory: two blocks per SM on sm_90, one and a half on sm_80.
+    132 such tiles (the SMs of an H100) are cut to 64 rows, the least that wgmma takes. Float32 has 64 columns: three
+    TF32 products hold both halves of both operands in registers. Three stages of 128 bytes of k take up to 100 KB of
+    shared memory (150 KB with the two operands of a gradient).
     """
-    block_n = pow2(n, 16, 128)
+    block_n = pow2(n, 16, 128 if itemsize < 4 else 64)
     block_m = 128 if cdiv(m, 128) * cdiv(n, block_n) >= 132 else 64
     block_k = pow2(k, 16, 128 // itemsize)
-    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= 128 * 128 else 4, 3)
+    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n * itemsize >= 128 * 128 * 2 else 4, 3)
 
 
 @primitive

@@ -10,9 +10,6 @@ namespace {
 constexpr int64_t kRingFloats = 80 * 1024;
 // Units of work per call, fixed by the shape so that statistics do not depend on the number of threads.
 constexpr int64_t kUnits = 8;
-// An image of fewer output rows is one strip; a few such images cannot occupy the cores, and go through memory.
-constexpr int64_t kFewRows = 8;
-
 template <class T>
 class Separable {
  public:
@@ -29,8 +26,10 @@ class Separable {
     pack_depthwise_weight(s_, p.dw_weight, 0, hidden_, round_up(hidden_, kLanes), weight_.data());
   }
 
+  int64_t units() const { return s_.images * plan_.per_image; }
+
   void run() {
-    const int64_t units = s_.images * plan_.per_image;
+    const int64_t units = this->units();
     AlignedBuffer<float> statistics(p_.epilogue.mean ? size_t(units * 3 * pitch_) : 1);
     parallel_for(units, [&](int64_t unit) { strip(unit, statistics.data() + unit * 3 * pitch_); });
     if (!p_.epilogue.mean) return;
@@ -100,12 +99,17 @@ void through_memory(const SeparableForward& p) {
   kernels().pointwise_forward(pointwise);
 }
 
+template <class T>
+void forward(const SeparableForward& p) {
+  Separable<T> fused(p);
+  // Statistics must not depend on the number of threads, so neither may the choice where they are taken.
+  const int64_t occupied = p.epilogue.mean ? kUnits / 2 : omp_get_max_threads();
+  if (fused.units() < occupied) return through_memory(p);
+  fused.run();
+}
+
 void separable_forward(const SeparableForward& p) {
-  if (p.depthwise.images < 4 && p.depthwise.out_h < kFewRows) return through_memory(p);
-  if (p.depthwise.dtype == kFloat32)
-    Separable<float>(p).run();
-  else
-    Separable<bf16>(p).run();
+  p.depthwise.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
 }
 
 }  // namespace

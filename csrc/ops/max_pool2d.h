@@ -1,0 +1,17 @@
+// Maximum pooling, forward.
+#pragma once
+
+#include "ops/tensor.h"
+
+namespace fastcnn {
+
+struct MaxPool2dForward {
+  int64_t images = 0, channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
+  int kernel_h = 3, kernel_w = 3, stride_h = 2, stride_w = 2, pad_h = 1, pad_w = 1;
+  Dtype dtype = kFloat32;
+  Activations x;
+  void* out = nullptr;
+  int64_t out_ld = 0;
+};
+
+}  // namespace fastcnn
