@@ -81,8 +81,7 @@ struct TileSink {
   template <int kOutputs>
   void put(int64_t q, int64_t c, V (&acc)[kOutputs]) const {
 #pragma GCC unroll 8
-    for (int b = 0; b < kOutputs; ++b)
-      tile.put(first_row + q + b, c, apply(middle, acc[b], c, channels - c));
+    for (int b = 0; b < kOutputs; ++b) tile.put(first_row + q + b, c, apply(middle, acc[b], c, channels - c));
   }
 };
 
@@ -91,9 +90,10 @@ struct StripPlan {
   int64_t rows, per_tile, per_image;
 };
 
-// per_tile: enough pixels for the product's tile, within `ring_floats` of ring; strips: `units` in all where the rows
-// suffice, as even as they can be.
-inline StripPlan plan_strips(const DepthwiseShape& s, int64_t tile_pixels, int64_t ring_floats, int64_t units) {
+// per_tile: enough pixels for the product's tile, within `ring_floats` of ring; strips: `units` in all where
+// the rows suffice, as even as they can be.
+inline StripPlan plan_strips(const DepthwiseShape& s, int64_t tile_pixels, int64_t ring_floats,
+                             int64_t units) {
   int64_t most = tile_pixels / s.out_w;
   if (most < 1) most = 1;
   if (most > s.out_h) most = s.out_h;

@@ -32,8 +32,8 @@ struct SomeLanes {
   }
 };
 
-// Stores past the caches: only for outputs that no cache would hold until they are read, and never followed by a read
-// in the same unit of work. finish_streaming() ends the unit.
+// Stores past the caches: only for outputs that no cache would hold until they are read, and never followed
+// by a read in the same unit of work. finish_streaming() ends the unit.
 struct StreamedLanes : AllLanes {
 #if FASTCNN_ISA_LEVEL >= 2
   void put(float* p, V v) const { _mm512_stream_ps(p, v); }
@@ -41,8 +41,8 @@ struct StreamedLanes : AllLanes {
 #endif
 };
 
-// Whole 64-byte lines, and more bytes than L3 holds next to the operands. Where the output does fit, stores that go
-// past the cache cost up to ten times as much, since its lines are usually there from the last call.
+// Whole 64-byte lines, and more bytes than L3 holds next to the operands. Where the output does fit, stores
+// that go past the cache cost up to ten times as much, since its lines are usually there from the last call.
 constexpr int64_t kStreamedBytes = 16 << 20;
 
 template <class T>
@@ -58,10 +58,10 @@ inline void finish_streaming() {
 }
 
 // f(c, lanes) for c = 0, kLanes, ... below count.
-template <class F>
+template <bool kStreamed = false, class F>
 inline void for_lanes(int64_t count, const F& f) {
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) f(c, AllLanes{});
+  for (; c + kLanes <= count; c += kLanes) f(c, std::conditional_t<kStreamed, StreamedLanes, AllLanes>{});
   if (c < count) f(c, SomeLanes{int(count - c)});
 }
 

@@ -1,5 +1,5 @@
-// Statistics and sums in two stages: floats per unit of work, then a merge in double in the order of the units, so that
-// the bits do not depend on the number of threads.
+// Statistics and sums in two stages: floats per unit of work, then a merge in double in the order of the
+// units, so that the bits do not depend on the number of threads.
 #pragma once
 
 #include "cpu/parallel.h"
@@ -8,7 +8,8 @@
 namespace fastcnn {
 namespace {
 
-// Sum and sum of squares of v - shift per channel, where shift is the unit's first value: |mean| >> std survives.
+// Sum and sum of squares of v - shift per channel, where shift is the unit's first value: |mean| >> std
+// survives.
 struct StatisticsUnit {
   float* shift;
   float* sum;
@@ -28,11 +29,11 @@ struct StatisticsUnit {
   }
 };
 
-// Merges units' shifted sums ([unit][shift, sum, square][pitch], count(unit) values each) into means and biased
-// variances, in double and in the order of the units (Chan, Golub & LeVeque 1979).
+// Merges units' shifted sums ([unit][shift, sum, square][pitch], count(unit) values each) into means and
+// biased variances, in double and in the order of the units (Chan, Golub & LeVeque 1979).
 template <class Count>
-void merge_statistics(const float* units, int64_t unit_count, const Count& count, int64_t channels, int64_t pitch,
-                      float* mean, float* var) {
+void merge_statistics(const float* units, int64_t unit_count, const Count& count, int64_t channels,
+                      int64_t pitch, float* mean, float* var) {
   AlignedBuffer<double> merged(size_t(2 * channels));
   double *m = merged.data(), *m2 = m + channels;
   for (int64_t c = 0; c < channels; ++c) m[c] = m2[c] = 0;

@@ -51,8 +51,8 @@ Device device(int index) {
   return d;
 }
 
-// The current device of the statically linked runtime is its own, so the tensors' device is made current for
-// a launch.
+// The current device of the statically linked runtime is its own, so the
+// tensors' device is made current for a launch.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int index) {

@@ -17,8 +17,8 @@
 namespace fastcnn::cuda {
 namespace {
 
-// Sums a pair's weight gradients over the block's stripes, a row of K taps at a time, into partials
-// [taps][channels].
+// Sums a pair's weight gradients over the block's stripes, a row of K
+// taps at a time, into partials [taps][channels].
 template <int K>
 FASTCNN_DEVICE void store_block_weights(float* shared, const float2 (&dw)[K * K], int pair, int stripe,
                                         int stripes, int cb, float* partials, int channels, int c0) {

@@ -1,5 +1,5 @@
-// What the unrolled and the generic backward kernels share: x's side of the gradients, and the sums of its
-// dz.
+// What the unrolled and the generic backward kernels share: x's side of
+// the gradients, and the sums of its dz.
 #pragma once
 
 #include "plan.h"

@@ -1,5 +1,5 @@
-// Both gradients of a depthwise convolution for any filter, stride, dilation and depth multiplier, in one
-// pass.
+// Both gradients of a depthwise convolution for any filter, stride,
+// dilation and depth multiplier, in one pass.
 //
 // The block stages a tile of a = act(scale x + shift) and the window of dy that meets it. For dx a thread
 // walks over the taps of one pixel, for dw over the pixels of one tap; each visits only the (pixel, tap)

@@ -1,5 +1,5 @@
-// Tensor-core products and asynchronous copies as functions: inline PTX here, a plain implementation in the
-// CPU stand-in.
+// Tensor-core products and asynchronous copies as functions: inline PTX
+// here, a plain implementation in the CPU stand-in.
 #pragma once
 
 #include "vec.cuh"

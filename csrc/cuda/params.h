@@ -9,8 +9,8 @@ enum Dtype : int { kFloat32, kBFloat16, kFloat16 };
 
 inline int element_size(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-// The depthwise stencil's shape: x [n, h, w, k], weight [c, 1, r, s], output [n, p, q, c]; c is a multiple of
-// k.
+// The depthwise stencil's shape: x [n, h, w, k], weight [c, 1, r, s],
+// output [n, p, q, c]; c is a multiple of k.
 struct Geometry {
   int n, h, w, k;
   int p, q, c;
@@ -26,8 +26,8 @@ struct View {
   int64_t ld;
 };
 
-// act(scale * v + shift) per channel; a null scale is 1, a null shift 0; act as in
-// fastcnn/ops/activations.py.
+// act(scale * v + shift) per channel; a null scale is 1, a null shift 0;
+// act as in fastcnn/ops/activations.py.
 struct ChannelAffine {
   const float* scale;
   const float* shift;

@@ -18,16 +18,16 @@ struct Tileable {
   std::function<int64_t(int, int, int, int, int)> shared;  // bytes: rows, cols, tile_h, tile_w, cb
 };
 
-// Channels per block: at most `limit`, as even as whole vectors allow (144 of 64 at most: 3 x 48, not 64 + 64
-// + 16).
+// Channels per block: at most `limit`, as even as whole vectors allow
+// (144 of 64 at most: 3 x 48, not 64 + 64 + 16).
 int balanced_channels(int channels, int vector, int limit) {
   const int vectors = ceil_div(channels, vector), per_tile = std::max(1, limit / vector);
   return ceil_div(vectors, ceil_div(vectors, per_tile)) * vector;
 }
 
-// Cost of a tiling per useful position: halo'd reads, the positions that hang over the edge, a barrier's
-// worth per tile; more where shared memory keeps too few blocks on a multiprocessor, or too few blocks keep
-// it idle.
+// Cost of a tiling per useful position: halo'd reads, the positions that
+// hang over the edge, a barrier's worth per tile; more where shared memory
+// keeps too few blocks on a multiprocessor, or too few blocks keep it idle.
 double cost(const DepthwisePlan& plan, const Tileable& t, const Device& device) {
   const double per_tile = double(plan.rows) * plan.cols + 1.5 * plan.tile_h * plan.tile_w + 24;
   double total = per_tile * plan.tiles_h * plan.tiles_w / (double(t.height) * t.width);
@@ -74,14 +74,14 @@ DepthwisePlan choose_tile(const Tileable& t, const Device& device) {
   return best;
 }
 
-// Room for the block reductions, which reuse the window: one row of taps, or moments, per thread and channel
-// pair.
+// Room for the block reductions, which reuse the window: one row of
+// taps, or moments, per thread and channel pair.
 int64_t with_reduction(int64_t bytes, int values) {
   return std::max<int64_t>(bytes, kThreads * 2 * values * 4);
 }
 
-// An odd number of columns: threads that work on different rows of narrow channel tiles then hit different
-// banks.
+// An odd number of columns: threads that work on different rows of
+// narrow channel tiles then hit different banks.
 int odd(int cols) { return cols | 1; }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The launchers, and which tiles they use: host arithmetic only, a pure function of the shape and the GPU's
-// size.
+// The launchers, and which tiles they use: host arithmetic only, a pure
+// function of the shape and the GPU's size.
 #pragma once
 
 #include "params.h"
@@ -20,8 +20,8 @@ struct Device {
   int shared_bytes;  // that one block may ask for: 227 KB on an H100, 163 on an A100, 99 on small ones
 };
 
-// A grid of (channel_tiles, slices): block (i, j) works on channels [i cb, (i + 1) cb) of pixel tiles j, j +
-// slices, ...
+// A grid of (channel_tiles, slices): block (i, j) works on channels [i
+// cb, (i + 1) cb) of pixel tiles j, j + slices, ...
 struct DepthwisePlan {
   int cb;                  // channels per block, a multiple of the 16-byte vector
   int tile_h, tile_w;      // positions per tile

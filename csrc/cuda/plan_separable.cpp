@@ -12,8 +12,8 @@ constexpr double kDramBytes = 13, kL2Bytes = 40, kTensorMacs = 1300, kFloatMacs 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
-// Sizes that follow from m, n, tile_h and tile_w. The stencil makes strips of 4, so the window is that much
-// wider.
+// Sizes that follow from m, n, tile_h and tile_w. The stencil makes
+// strips of 4, so the window is that much wider.
 void fill(SeparablePlan& plan, const Geometry& g, int size, const Device& device) {
   constexpr int kStrip = 4;
   plan.k_padded = round_up(g.c, kProductDepth);
@@ -35,8 +35,8 @@ void fill(SeparablePlan& plan, const Geometry& g, int size, const Device& device
   plan.table_bytes = int(table);
 }
 
-// Blocks that share a multiprocessor: by shared memory, and by registers (about 128 per thread, more at m =
-// 128).
+// Blocks that share a multiprocessor: by shared memory, and by registers
+// (about 128 per thread, more at m = 128).
 int resident_blocks(const SeparablePlan& plan, const Device& device) {
   return std::max(1,
                   std::min(plan.m == 128 ? 1 : 2, (device.shared_bytes + 1024) / (plan.shared_bytes + 1024)));

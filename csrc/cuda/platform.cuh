@@ -22,8 +22,8 @@ FASTCNN_DEVICE char* dynamic_shared() {
   return memory;
 }
 
-// v, of which the compiler no longer knows where it came from: it recomputes what depends on it instead of
-// holding it.
+// v, of which the compiler no longer knows where it came from: it
+// recomputes what depends on it instead of holding it.
 FASTCNN_DEVICE int opaque(int v) {
   asm volatile("" : "+r"(v));
   return v;

@@ -1,5 +1,5 @@
-// The block's matrix product: A [m][k] resident in shared memory, B [channels][k] streamed from global
-// memory.
+// The block's matrix product: A [m][k] resident in shared memory, B
+// [channels][k] streamed from global memory.
 //
 // Warps stand WM x WN over an M x N tile, each with a 32 x (N / WN) part. Accumulators have the layout of
 // mma.m16n8k16: lane l holds rows l / 4 and l / 4 + 8, columns 2 (l % 4) and + 1 of each 16 x 8 tile; the

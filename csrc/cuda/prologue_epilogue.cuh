@@ -1,5 +1,5 @@
-// The vocabulary of fastcnn/ops/prologue_epilogue.py in registers: scale, shift, activation and its
-// derivative.
+// The vocabulary of fastcnn/ops/prologue_epilogue.py in registers:
+// scale, shift, activation and its derivative.
 #pragma once
 
 #include "params.h"
@@ -53,8 +53,8 @@ FASTCNN_DEVICE float channel_value(const float* values, int c, bool exists, floa
   return values != nullptr && exists ? __ldg(values + c) : otherwise;
 }
 
-// A ChannelAffine for the Count channels from c on that a thread works on, of which those below `channels`
-// exist.
+// A ChannelAffine for the Count channels from c on that a thread works
+// on, of which those below `channels` exist.
 template <int Count>
 struct LocalAffine {
   float scale[Count], shift[Count];

@@ -1,10 +1,10 @@
 // Depthwise-separable convolution, forward, fused: the depthwise result lives in shared memory only.
 //
-// A block takes M pixels (a tile_h x tile_w rectangle). First it makes the whole depthwise result A [M][k],
-// some 128 bytes of channels at a time: stage x through the prologue, stencil, scale-shift-activation. Then
-// it multiplies A with the pointwise weights for all output channels, N at a time, the weights streaming from
-// L2 through a ring of asynchronous copies that starts before the depthwise phase and does not drain between
-// the N's.
+// A block takes M pixels (a tile_h x tile_w rectangle). First it makes the whole depthwise
+// result A [M][k], some 128 bytes of channels at a time: stage x through the prologue,
+// stencil, scale-shift-activation. Then it multiplies A with the pointwise weights for all
+// output channels, N at a time, the weights streaming from L2 through a ring of asynchronous
+// copies that starts before the depthwise phase and does not drain between the N's.
 //
 // Floor: x read once, y written once; and 2 k channels operations per pixel. Every tile reads all of the
 // weights from L2: channels * k / M elements per pixel, hence M as large as shared memory allows (plan.cpp).
@@ -118,8 +118,8 @@ FASTCNN_DEVICE void depthwise_phase(const SeparableFwd& op, const SeparablePlan&
   }
 }
 
-// Moments of a column over the warp's rows (two passes over the registers, so exact), merged into the running
-// ones.
+// Moments of a column over the warp's rows (two passes over the
+// registers, so exact), merged into the running ones.
 template <class T, class P>
 FASTCNN_DEVICE void accumulate_moments(const P& product, const bool (&valid)[4], int n0, int channels,
                                        float* partials, int64_t slice, bool first) {

@@ -1,5 +1,5 @@
-// Mean and variance without cancellation: shifted sums within a thread, Chan's merge between threads and
-// blocks.
+// Mean and variance without cancellation: shifted sums within a thread,
+// Chan's merge between threads and blocks.
 //
 // A block leaves its moments as partials[slice][count, mean, m2][channel]; merge_moments (reduce.cuh) folds
 // the slices. Every merge is in a fixed order, so the same input gives the same bits.

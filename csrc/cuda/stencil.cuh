@@ -1,17 +1,17 @@
-// The depthwise stencil over a staged tile: L outputs along W for a pair of channels, columns reused in
-// registers.
+// The depthwise stencil over a staged tile: L outputs along W for a pair
+// of channels, columns reused in registers.
 #pragma once
 
 #include "tile.cuh"
 
 namespace fastcnn::cuda {
 
-// The K x K weights of one pair of channels: in registers up to 5 x 5, else a row at a time from shared
-// memory (98 registers for 7 x 7 would leave two warps per scheduler). float32 has spare time, and no
-// register to spare at 5.
-template <class T, int K>
+// The K x K weights of one pair of channels: 3 x 3 in registers, more a row at a time from shared memory,
+// which has time to spare (5 x 5: 4.3 outputs per cycle where memory allows 3.3); 50 registers more would
+// spill in some types.
+template <int K>
 struct Taps {
-  static constexpr bool kResident = K <= (sizeof(T) == 4 ? 3 : 5);
+  static constexpr bool kResident = K <= 3;
   float2 held[kResident ? K * K : K];
   const float* shared;
   int cb;
@@ -33,15 +33,15 @@ struct Taps {
   FASTCNN_DEVICE float2 at(int r, int s) const { return held[kResident ? r * K + s : s]; }
 };
 
-// K x K taps, stride S, dilation 1, unrolled: an input column is read once per row and serves every output it
-// touches.
+// K x K taps, stride S, dilation 1, unrolled: an input column is read
+// once per row and serves every output it touches.
 template <class T, int K, int S, int L>
 struct Stencil {
-  Taps<T, K> taps;
+  Taps<K> taps;
 
   FASTCNN_DEVICE void read(const float* weights, const Geometry&, int cb) { taps.read(weights, cb); }
-  // `in`: the thread's pair at the input pixel of its first output's first tap; `pitch`: elements per tile
-  // row.
+  // `in`: the thread's pair at the input pixel of its first output's first
+  // tap; `pitch`: elements per tile row.
   FASTCNN_DEVICE void operator()(float2 (&acc)[L], const T* in, int pitch, int cb) {
 #pragma unroll
     for (int r = 0; r < K; ++r) {

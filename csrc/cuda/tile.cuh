@@ -7,8 +7,8 @@
 
 namespace fastcnn::cuda {
 
-// Pixels [h0, h0 + rows) x [w0, w0 + cols) of image n of a tensor [*, height, width, *]; h0 and w0 may be
-// negative.
+// Pixels [h0, h0 + rows) x [w0, w0 + cols) of image n of a tensor [*,
+// height, width, *]; h0 and w0 may be negative.
 struct Window {
   int n;
   int height, width;
@@ -26,8 +26,8 @@ bool is_aligned(const View& v, int elements) {
          (reinterpret_cast<uintptr_t>(v.data) % (elements * sizeof(T)) == 0 && v.ld % elements == 0);
 }
 
-// How a launch may touch memory: 16-byte vectors when staging, pairs elsewhere, and whether there is a
-// prologue.
+// How a launch may touch memory: 16-byte vectors when staging, pairs
+// elsewhere, and whether there is a prologue.
 struct Access {
   bool vectors, pairs, identity;
 };
@@ -169,8 +169,8 @@ struct GradientLoader {
   }
 };
 
-// tile [rows][cols][cb]. A thread keeps its vector of channels and walks over pixels, kBatch loads in flight
-// at once.
+// tile [rows][cols][cb]. A thread keeps its vector of channels and walks
+// over pixels, kBatch loads in flight at once.
 template <class T, class Loader>
 FASTCNN_DEVICE void stage(T* tile, const Window& win, int cb, Loader& loader) {
   constexpr int kBatch = Loader::kBatch;

@@ -65,6 +65,13 @@ def _least_size(geometries: Sequence[_Geometry], axis: int) -> int:
     return size
 
 
+def _in_channels(conv: Conv) -> int:
+    shape = conv.weights[0].shape
+    if conv.op in ("depthwise", "separable") and conv.groups == 1:
+        return shape[0]  # no depth multiplier, or the Conv would say in how many groups
+    return shape[1] * conv.groups
+
+
 class FoldedChain(nn.Module):
     """A chain of convolutions in inference form: act(conv(x, weight) + shift) each, plus a residual at the end.
 
@@ -92,10 +99,7 @@ class FoldedChain(nn.Module):
             where = (conv.stride, conv.padding, conv.dilation, conv.groups)
             geometries.append(_Geometry(conv.op, *where, activations.code(conv.act), kernel))
         self.geometries = tuple(geometries)
-        first = self.weight0
-        self.in_channels = first.shape[0] if convs[0].op in ("depthwise", "separable") else first.shape[1]
-        if convs[0].op == "conv2d":
-            self.in_channels *= convs[0].groups
+        self.in_channels = _in_channels(convs[0])
         self.least_size = (_least_size(geometries, 0), _least_size(geometries, 1))
         self._plan: list[inference.Step] | None = None
 

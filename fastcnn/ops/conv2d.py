@@ -12,7 +12,7 @@ from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
 from fastcnn.ops.registry import Pair, register
-from fastcnn.ops.validation import Labels, pair
+from fastcnn.ops.validation import HALVES, Labels, pair
 
 
 def _forward_fake(x, weight, *rest):
@@ -22,6 +22,11 @@ def _forward_fake(x, weight, *rest):
 
 def _backward_fake(grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, *rest):
     return convolution_backward_fake(grad, x, weight, *rest[-3:])
+
+
+def _core_dtype(x: Tensor) -> torch.dtype:
+    """What the reference multiplies in: on CPUs torch's half convolutions can take minutes (bf16, 31x31 depthwise)."""
+    return torch.float32 if x.device.type == "cpu" and x.dtype in HALVES else x.dtype
 
 
 @register(_forward_fake)
@@ -43,7 +48,8 @@ def conv2d_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Any convolution with prologue and epilogue; weight [C, K / groups, R, S]. Returns y, mean, var."""
     a = prologue(x, in_scale, in_shift, in_act)
-    y = F.conv2d(a, weight.to(a.dtype), None, stride, padding, dilation, groups)
+    core = _core_dtype(x)
+    y = F.conv2d(a.to(core), weight.to(a.dtype).to(core), None, stride, padding, dilation, groups).to(x.dtype)
     return epilogue(y, out_scale, out_shift, out_act, residual, stats)
 
 
@@ -73,16 +79,18 @@ def conv2d_bwd(
     acc = accumulation_dtype(x)
     dy = gradient_prologue(grad, y, y_scale, y_shift, y_act, coef)
     a = prologue(x, x_scale, x_shift, x_act)
+    core = _core_dtype(x)
     dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, a, weight.to(a.dtype), None, stride, padding, dilation, False, [0, 0], groups, [need_dx, need_dw, False]
-    )
+        dy.to(core), a.to(core), weight.to(a.dtype).to(core), None, stride, padding, dilation, False, [0, 0], groups,
+        [need_dx, need_dw, False],
+    )  # fmt: skip
     empty = torch.empty(0, dtype=acc, device=x.device)
     dw = dw.to(acc).contiguous() if need_dw else empty
     if not need_dx:
         return grad.new_empty(0), dw, empty
     if x_act != activations.NONE:
         dx = (dx.to(acc) * activations.derivative(affine(x, x_scale, x_shift), x_act)).to(grad.dtype)
-    dx = dx.contiguous(memory_format=torch.channels_last)
+    dx = dx.to(grad.dtype).contiguous(memory_format=torch.channels_last)
     return dx, dw, gradient_sums(dx.to(acc), x, x_mean) if need_sums else empty
 
 

@@ -48,7 +48,7 @@ def affine_act_sums_kernel(
     grad, y, scale, shift, mean, partials, M, c_vectors, grad_vectors, y_vectors, tiles_per_program,
     ACT: tl.constexpr, VEC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A program's share of [sum dz, sum dz * (y - mean)] (rows [programs, 2, C]), dz = grad * act'(scale * y + shift)."""
+    """A program's share of [sum dz, sum dz * (y - mean)] (rows [programs, 2, C]), dz as in affine_act_sums."""
     C = c_vectors * VEC
     grad_ld = grad_vectors * VEC
     y_ld = y_vectors * VEC
@@ -77,9 +77,7 @@ def affine_act_sums_kernel(
 
 
 @primitive
-def affine_act_fwd(
-    y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
-) -> Tensor:
+def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """act(scale * y + shift) + residual, in y's dtype, NHWC."""
     y, y_ld = nhwc(y)
     residual, residual_ld = nhwc(residual)

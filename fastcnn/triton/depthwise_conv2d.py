@@ -47,7 +47,7 @@ def depthwise_fwd_kernel(
     DH: tl.constexpr, DW: tl.constexpr, VEC: tl.constexpr, PT: tl.constexpr, QT: tl.constexpr,
     TILE_P: tl.constexpr, TILE_Q: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y[n, p, q, c] = epilogue(sum over r, s of prologue(x[n, p SH - PH + r DH, ..., c / MULTIPLIER]) * taps[r, s, c])."""
+    """y[p, q, c] = epilogue(sum over r, s of prologue(x[p SH - PH + r DH, ..., c / MULTIPLIER]) * taps[r, s, c])."""
     C = c_vectors * VEC
     x_ld = x_vectors * VEC
     residual_ld = residual_vectors * VEC

@@ -83,7 +83,7 @@ def primitive(function: Callable) -> Callable:
 
 
 def nhwc(x: Tensor | None) -> tuple[Tensor | None, int]:
-    """An NHWC tensor or channel slice (x itself, or a copy), and its elements from pixel to pixel; (None, 0) of None."""
+    """x or its NHWC copy (a channel slice is NHWC too), and the elements from pixel to pixel; (None, 0) of None."""
     if x is None:
         return None, 0
     stride = pixel_stride(x)

@@ -115,7 +115,7 @@ def product_tiles(m: int, n: int, k: int, itemsize: int) -> Tiles:
     block_n = pow2(n, 16, 128 if itemsize < 4 else 64)
     block_m = 128 if cdiv(m, 128) * cdiv(n, block_n) >= 132 else 64
     block_k = pow2(k, 16, 128 // itemsize)
-    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n * itemsize >= 128 * 128 * 2 else 4, 3)
+    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= (16384 if itemsize < 4 else 4096) else 4, 3)
 
 
 @primitive

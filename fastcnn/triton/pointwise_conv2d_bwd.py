@@ -134,7 +134,7 @@ def pointwise_wgrad_kernel(
 
 
 def _splits(m: int, tiles: int) -> int:
-    """Over how many programs the pixels of a weight gradient are split: two waves of 132, at least 1,024 pixels each."""
+    """Programs among which a weight gradient's pixels are split: two waves of 132, at least 1,024 pixels each."""
     return max(1, min(cdiv(264, tiles), m // 1024))
 
 

@@ -79,9 +79,7 @@ def merge_moments_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "length"])
-def sum_rows_kernel(
-    partials, out, rows, length, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_L: tl.constexpr
-):
+def sum_rows_kernel(partials, out, rows, length, CHUNK: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_L: tl.constexpr):
     """Folds CHUNK rows of [rows, length] into one by adding."""
     chunk = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -128,8 +126,6 @@ def sum_rows(partials: Tensor) -> Tensor:
     while rows > 1:
         folded = cdiv(rows, CHUNK)
         out = partials.new_empty(folded, *partials.shape[1:])
-        sum_rows_kernel[(folded, cdiv(length, block))](
-            partials, out, rows, length, pow2(rows, 16, CHUNK), 16, block
-        )
+        sum_rows_kernel[(folded, cdiv(length, block))](partials, out, rows, length, pow2(rows, 16, CHUNK), 16, block)
         partials, rows = out, folded
     return partials.view(partials.shape[1:])

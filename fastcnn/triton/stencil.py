@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastcnn.triton.activations import activate
+from fastcnn.triton.activations import activate, mask_gradient
 from fastcnn.triton.launch import cdiv, pow2
 from fastcnn.triton.prologue_epilogue import affine, per_channel
 
@@ -89,6 +89,55 @@ def stencil(
                 taps + r * S * C, out_channels, C, IN_ACT, 1, S, SH, SW, DH, DW, 1, QT,
             )  # fmt: skip
     return acc
+
+
+@triton.constexpr_function
+def first_gradient(padding, stride, dilation, taps):
+    """The first output position, relative to a group's, that reaches the group's first pixel (ceiling division)."""
+    return -(((taps - 1) * dilation - padding) // stride)
+
+
+@triton.constexpr_function
+def gradients(padding, stride, dilation, taps, pixels):
+    """How many output positions reach a group of neighbouring pixels that starts at a multiple of the stride."""
+    return (pixels - 1 + padding) // stride + ((taps - 1) * dilation - padding) // stride + 1
+
+
+@triton.constexpr_function
+def adjoint_tap(i, j, n, m, R, S, SH, SW, PH, PW, DH, DW):
+    """The tap (r * S + s) through which pixel i, j of a group is read by output n, m from first_gradient on, or -1."""
+    u = i + PH - (n - ((R - 1) * DH - PH) // SH) * SH
+    v = j + PW - (m - ((S - 1) * DW - PW) // SW) * SW
+    if u % DH or v % DW or not (0 <= u // DH < R and 0 <= v // DW < S):
+        return -1
+    return u // DH * S + v // DW
+
+
+@triton.jit
+def add_at(acc, K: tl.constexpr, value):
+    """acc with value added to its K-th tile."""
+    return acc[:K] + (acc[K] + value,) + acc[K + 1 :]
+
+
+@triton.jit
+def store_dx(
+    acc, x, dx, ld, C, pixel, valid, channels, channel_mask, scale, shift, mean, total, moment,
+    X_ACT: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """Masks and stores one tile of dx, and adds it to the running sums."""
+    mask = valid[:, None] & channel_mask[None, :]
+    if X_ACT != 0 or SUMS:
+        raw = tl.load(x + (pixel * ld)[:, None] + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+        acc = mask_gradient(acc, affine(raw, scale, shift), X_ACT)
+    out = acc.to(dx.dtype.element_ty)
+    tl.store(dx + (pixel * C)[:, None] + channels[None, :], out, mask=mask)
+    if SUMS:
+        out = tl.where(mask, out.to(tl.float32), 0.0)
+        if mean is not None:
+            raw -= mean
+        total += out
+        moment += out * raw
+    return total, moment
 
 
 # Up to 3 x 3 all rows of taps are unrolled, with two rows of outputs a group. Beyond, the code of two rows no longer

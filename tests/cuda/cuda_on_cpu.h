@@ -1,10 +1,10 @@
 // A stand-in for the CUDA execution model, for tests only: compiles csrc/cuda/*.cu with a C++ compiler.
 //
-// Blocks run one after another. A block's threads are fibers, switched at barriers and warp collectives, in
-// ascending or in descending order (`schedule`): a race that a missing barrier leaves shows as a difference
-// between the two. Dynamic shared memory is one exact heap block per CUDA block, filled with NaN, so that a
-// sanitizer sees what leaves it. Asynchronous copies happen when they are waited for, so that a missing wait
-// shows too.
+// Blocks run one after another. A block's threads are fibers, switched at barriers and warp
+// collectives, in ascending or in descending order (`schedule`): a race that a missing
+// barrier leaves shows as a difference between the two. Dynamic shared memory is one exact
+// heap block per CUDA block, filled with NaN, so that a sanitizer sees what leaves it.
+// Asynchronous copies happen when they are waited for, so that a missing wait shows too.
 #pragma once
 
 #include <ucontext.h>

@@ -1,5 +1,5 @@
-// Runs one case on the CPU stand-in: `driver CASE RESULT`. cpu_runner.py writes the case and reads the
-// result.
+// Runs one case on the CPU stand-in: `driver CASE RESULT`. cpu_runner.py
+// writes the case and reads the result.
 //
 // The case: int64 numbers (count first), then the buffers (count, then for each: bytes or -1 for a null
 // pointer, offset of the operand in bytes, pixel stride, and the bytes). The result: every buffer's bytes

@@ -92,6 +92,4 @@ def compile_for(launch: Launch, capability: int) -> Resources:
             [CUOBJDUMP, "--dump-resource-usage", cubin.name], capture_output=True, text=True, check=True
         ).stdout
     registers, stack = (int(re.search(rf"{key}:(\d+)", report)[1]) for key in ("REG", "STACK"))
-    return Resources(
-        registers, stack, compiled.metadata.shared, 32 * compiled.metadata.num_warps, compiled.asm["ptx"]
-    )
+    return Resources(registers, stack, compiled.metadata.shared, 32 * compiled.metadata.num_warps, compiled.asm["ptx"])

@@ -1,4 +1,4 @@
-"""Where the comparisons run: on a GPU, or (in a process of their own, see test_interpreter.py) in Triton's interpreter."""
+"""Where the comparisons run: on a GPU, or in Triton's interpreter (in a process of their own: test_interpreter.py)."""
 
 from __future__ import annotations
 

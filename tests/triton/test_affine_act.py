@@ -11,9 +11,12 @@ from tests.triton.compare import DTYPES, check, image
 SHAPES = ((1, 1, (1, 1)), (2, 3, (5, 7)), (2, 17, (9, 4)), (1, 24, (3, 11)), (3, 300, (7, 7)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("act", range(5))
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((s, torch.float32) for s in SHAPES), *((s, d) for s in SHAPES[1:3] for d in DTYPES[1:])],
+    ids=str,
+)
 def test_every_activation(shape, act, dtype, device):
     n, c, size = shape
     y, grad = image(n, c, size, dtype), on_grid(n, c, *size, dtype=dtype)
@@ -37,5 +40,5 @@ def test_no_images(device):
 
 def test_many_tiles(device):
     # Sums of several tiles a program, folded in two levels.
-    y, grad = image(2, 32, (150, 151), torch.float32), image(2, 32, (150, 151), torch.float32)
+    y, grad = image(2, 32, (120, 151), torch.float32), image(2, 32, (120, 151), torch.float32)
     check("affine_act_sums", (grad, y, *affine(32), 1, torch.randn(32) / 4), device)

@@ -1,4 +1,4 @@
-"""What the compiler makes of every kernel, for sm_80 and sm_90 and without a GPU: no spills, shared memory in bounds."""
+"""What the compiler makes of every kernel, for sm_80 and sm_90, without a GPU: no spills, shared memory in bounds."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -54,6 +56,4 @@ def test_the_dispatcher_runs_it(device):
 
 def test_every_primitive_has_the_reference_signature():
     for name in set(backend.__all__) - {"refuses", "unavailable"}:
-        import inspect
-
         assert inspect.signature(getattr(backend, name)) == inspect.signature(backends.REFERENCES[name]), name

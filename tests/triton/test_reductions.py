@@ -31,8 +31,8 @@ def test_a_mean_of_a_thousand_deviations(primitive, device):
     y, mean, var = (t.cpu() for t in getattr(backend, primitive)(*on(device, args)))
     exact_var, exact_mean = torch.var_mean(y.double(), (0, 2, 3), unbiased=False)
     assert relative_error(mean, exact_mean) < 1e-6
-    # A tile's mean is rounded by up to 1e3 * 2^-24 = 6e-5, and lies about 0.1 from the mean of all: the variance is off by
-    # some 1e-5. A difference of sums of squares would be off by 10 %.
+    # A tile's mean is rounded by up to 1e3 * 2^-24 = 6e-5, and lies about 0.1 from the mean of all: the variance is
+    # off by some 1e-5. A difference of sums of squares would be off by 10 %.
     assert relative_error(var, exact_var) < 1e-4
 
 
@@ -51,13 +51,17 @@ def test_folding(rows, device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("primitive", ["pointwise_fwd", "pointwise_bwd", "depthwise_fwd", "depthwise_bwd", "separable_fwd"])
+@pytest.mark.parametrize(
+    "primitive", ["pointwise_fwd", "pointwise_bwd", "depthwise_fwd", "depthwise_bwd", "separable_fwd"]
+)
 def test_the_same_bits_on_every_run(primitive, gpu):
     dtype, needs, one = torch.bfloat16, (True, True, True), (1, 1)
     args = {
         "pointwise_fwd": lambda: test_pointwise_conv2d.arguments("stats", 8, 96, 136, (56, 56), one, dtype),
         "pointwise_bwd": lambda: test_pointwise_conv2d.arguments("full", 8, 96, 136, (56, 56), one, dtype, needs),
-        "depthwise_fwd": lambda: test_depthwise_conv2d.arguments("stats", 8, 96, 1, (56, 56), (3, 3), one, one, one, dtype),
+        "depthwise_fwd": lambda: test_depthwise_conv2d.arguments(
+            "stats", 8, 96, 1, (56, 56), (3, 3), one, one, one, dtype
+        ),
         "depthwise_bwd": lambda: test_depthwise_conv2d.arguments(
             "full", 8, 96, 1, (56, 56), (3, 3), one, one, one, dtype, needs
         ),

@@ -1,82 +1,18 @@
 // Depthwise convolution backward: dx and dw in one pass over dy and x.
 //
-// A unit of work walks down input rows of one block of channels. For input position i = w + pad_w and tap s it pairs
-// dy at column (i - s * dilation) / stride with a = act(scale * x + shift) at w:
+// A unit of work walks down input rows of one block of channels. For input position i = w + pad_w and tap s
+// it pairs dy at column (i - s * dilation) / stride with a = act(scale * x + shift) at w:
 //   dx[w] += dy * weight[s],   dw[s] += dy * a[w]
-// so that one loaded dy column serves both, and every (output, tap) with an input inside the image is met once. Rows
-// of dy (gradient prologue applied) lie in a cache of fp32 rows, zero outside the output. Strides above 1 that have no
-// kernel of their own read a dy row with zeros put between its columns, and are stride 1 from there on.
-#include "cpu/depthwise_rows.h"
+// so that one loaded dy column serves both, and every (output, tap) with an input inside the image is met
+// once. Rows of dy (gradient prologue applied) lie in a cache of fp32 rows, zero outside the output. Strides
+// above 1 that have no kernel of their own read a dy row with zeros put between its columns, and are stride 1
+// from there on.
+#include "cpu/depthwise_gradient.h"
+#include "cpu/depthwise_ring.h"
 #include "cpu/kernels.h"
-#include "cpu/lanes.h"
 
 namespace fastcnn {
 namespace {
-
-// Positions of the input that a block computes; rows are padded to whole blocks. 16 registers hold less than 32.
-#if FASTCNN_ISA_LEVEL >= 2
-constexpr int kPositions = 7, kParityPositions = 8, kRowsAtOnce = 3;
-#else
-constexpr int kPositions = 4, kParityPositions = 4, kRowsAtOnce = 1;
-#endif
-
-// One vector of channels of kRows kernel rows against one input row. dy[r] points at the column that position 0 pairs
-// with tap kTaps - 1; weight[r] and dw[r] at the first of kTaps taps.
-template <int kRows>
-struct Taps {
-  const float* dy[kRows];
-  const float* weight[kRows];
-  float* dw[kRows];
-  int64_t step;  // floats between taps of weight and dw
-};
-
-// kStride 2: position 0 has the parity of tap 0, so which taps a position sees is known when compiling.
-template <int kRows, int kTaps, int kStride, int kBlock>
-[[gnu::noinline]] void backward_row(Taps<kRows> taps, int64_t pitch, const float* a, float* dx, int64_t positions,
-                                    bool first) {
-  V dw[kRows][kTaps];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) dw[r][s] = load(taps.dw[r] + s * taps.step);
-  for (int64_t i = 0; i < positions; i += kBlock, a += kBlock * pitch, dx += kBlock * pitch) {
-    V acc[kBlock], av[kBlock];
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlock; ++b) {
-      av[b] = load(a + b * pitch);
-      acc[b] = first ? zero() : load(dx + b * pitch);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const float* w = taps.weight[r];
-      const float* dy = taps.dy[r];
-      asm("" : "+r"(w));  // else all rows' taps are hoisted out of the loop and spilled
-      V tap[kTaps];
-#pragma GCC unroll 8
-      for (int s = 0; s < kTaps; ++s) tap[s] = load(w + s * taps.step);
-#pragma GCC unroll 16
-      for (int j = 0; j <= (kBlock - 1 + kTaps - 1) / kStride; ++j) {
-        const V column = load(dy);
-        dy += pitch;
-        asm("" : "+r"(dy));
-#pragma GCC unroll 8
-        for (int b = 0; b < kBlock; ++b) {
-          const int s = b - kStride * j + kTaps - 1;
-          if (s < 0 || s >= kTaps) continue;
-          acc[b] = fmadd(column, tap[s], acc[b]);
-          dw[r][s] = fmadd(column, av[b], dw[r][s]);
-        }
-      }
-      taps.dy[r] += kBlock / kStride * pitch;
-    }
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlock; ++b) store(dx + b * pitch, acc[b]);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int s = 0; s < kTaps; ++s) store(taps.dw[r] + s * taps.step, dw[r][s]);
-}
 
 // Where the rows of a unit lie.
 struct BackwardPlan {
@@ -103,76 +39,22 @@ struct BackwardPlan {
   int64_t dy_origin;
   int64_t slots;
 
-  size_t floats(int64_t pitch) const { return RowCache::floats(slots, dy_width * pitch) + size_t(2 * positions * pitch); }
+  size_t floats(int64_t pitch) const {
+    return RowCache::floats(slots, dy_width * pitch) + size_t(2 * positions * pitch);
+  }
 };
 
-constexpr int64_t kBackwardFloats = 48 * 1024;           // what a unit's rows may take: a fifth of a 1 MB L2
-constexpr int64_t kItemPixels = 4096;                    // input pixels that a unit takes at a time
-constexpr int64_t kPartialFloats = 8 * 1024 * 1024;      // of dw over all tasks, where that leaves
-constexpr int64_t kFewestTasks = 32;                     // this many
-
-// dy of one row of outputs, kPixels at a time; dst is `step` floats from pixel to pixel.
-template <class T, int kPixels, int kAct, class Lanes>
-inline void gradient_vector(const GradientPrologue& g, int64_t channels, int64_t pixel, int64_t c, float* dst,
-                            int64_t step, const Lanes& lanes) {
-  const T* grad = static_cast<const T*>(g.grad.data) + pixel * g.grad.ld + c;
-  const T* y = static_cast<const T*>(g.y.data) + pixel * g.y.ld + c;
-  const V scale = kAct && g.affine.scale ? lanes.get(g.affine.scale + c) : set(1.0f);
-  const V shift = kAct && g.affine.shift ? lanes.get(g.affine.shift + c) : zero();
-  V coef[4] = {set(1.0f), zero(), zero(), zero()};
-  for (int k = 0; g.coef && k < 4; ++k) coef[k] = lanes.get(g.coef + k * channels + c);
-#pragma GCC unroll 4
-  for (int i = 0; i < kPixels; ++i) {
-    const V value = lanes.get(y + i * g.y.ld);
-    V dy = lanes.get(grad + i * g.grad.ld);
-    if (kAct) dy = activate_grad(kAct, fmadd(value, scale, shift), dy);
-    if (g.coef) dy = fmadd(coef[0], dy, fmadd(coef[1], sub(value, coef[2]), coef[3]));
-    store(dst + i * step, dy);
-  }
-}
-
-template <class T>
-void fill_gradient(const GradientPrologue& g, int64_t channels, int64_t pixel, int64_t columns, int64_t c0, int64_t count,
-                   float* dst, int64_t step) {
-  GradientPrologue plain = g;  // without y there is nothing to undo: read grad in its place
-  if (!g.y.data) plain = {g.grad, g.grad, {}, nullptr};
-  with_activation(plain.affine.act, [&](auto act) {
-    for_pixels(columns, [&](int64_t i, auto pixels) {
-      for_lanes(count, [&](int64_t c, auto lanes) {
-        gradient_vector<T, pixels(), act()>(plain, channels, pixel + i, c0 + c, dst + i * step + c, step, lanes);
-      });
-    });
-  });
-}
-
-// One row of dx: masked by the input's prologue, summed, stored. The sums are [2][sums_pitch] of the unit.
-template <class T, int kPixels, int kAct, class Lanes>
-inline void store_vector(const BackwardInput& input, const T* x, const float* dx, int64_t pitch, T* out, int64_t out_ld,
-                         int64_t c, float* sums, int64_t sums_pitch, const Lanes& lanes) {
-  const V scale = kAct && input.affine.scale ? lanes.get(input.affine.scale + c) : set(1.0f);
-  const V shift = kAct && input.affine.shift ? lanes.get(input.affine.shift + c) : zero();
-  const V mean = sums && input.mean ? lanes.get(input.mean + c) : zero();
-  V s0 = sums ? load(sums) : zero(), s1 = sums ? load(sums + sums_pitch) : zero();
-#pragma GCC unroll 4
-  for (int i = 0; i < kPixels; ++i) {
-    V v = load(dx + i * pitch);
-    if (kAct || sums) {
-      const V value = lanes.get(x + i * input.x.ld);
-      if (kAct) v = activate_grad(kAct, fmadd(value, scale, shift), v);
-      s0 = add(s0, v);
-      s1 = fmadd(v, sub(value, mean), s1);
-    }
-    lanes.put(out + i * out_ld, v);
-  }
-  if (!sums) return;
-  store(sums, s0);
-  store(sums + sums_pitch, s1);
-}
+constexpr int64_t kBackwardFloats = 48 * 1024;       // what a unit's rows may take: a fifth of a 1 MB L2
+constexpr int64_t kItemPixels = 4096;                // input pixels that a unit takes at a time
+constexpr int64_t kPartialFloats = 8 * 1024 * 1024;  // of dw over all tasks, where that leaves
+constexpr int64_t kFewestTasks = 32;                 // this many
 
 template <class T>
 class Backward {
  public:
   explicit Backward(const DepthwiseBackward& p) : p_(p), s_(p.shape), plan_(p.shape), m_(p.shape.multiplier) {
+    streamed_ = can_stream(static_cast<const T*>(p.output.dx), p.output.dx_ld,
+                           s_.images * s_.in_h * s_.in_w * s_.channels * int64_t(sizeof(T)));
     const int64_t per_channel = int64_t(plan_.floats(1)) * m_;
     const int64_t most = kBackwardFloats / per_channel / 16 * 16;
     block_ = round_up(ceil_div(s_.channels, ceil_div(s_.channels, most < 16 ? 16 : most)), 16);
@@ -194,17 +76,21 @@ class Backward {
     dw_ = dw.data();
     sums_ = p_.output.sums ? sums.data() : nullptr;
     pack_depthwise_weight(s_, p_.weight, 0, s_.out_channels(), wide_, weight_);
-    parallel_for(tasks_ * blocks_, [&](int64_t unit) { walk(unit / blocks_, unit % blocks_); });
+    parallel_for(tasks_ * blocks_, [&](int64_t unit) {
+      walk(unit / blocks_, unit % blocks_);
+      if (streamed_) finish_streaming();
+    });
     if (p_.output.dw) merge_weights();
     if (sums_) merge_sums(sums_, tasks_, s_.channels, blocks_ * block_, p_.output.sums);
   }
 
  private:
   struct Unit {
-    int64_t k0, count;    // input channels
-    int64_t pitch;        // floats between positions
-    float *dy, *a, *dx;   // rows
+    int64_t k0, count;   // input channels
+    int64_t pitch;       // floats between positions
+    float *dy, *a, *dx;  // rows
     float *dw, *sums;
+    NextRows next;  // at the unit's first channel
   };
 
   void walk(int64_t task, int64_t block) const {
@@ -226,7 +112,7 @@ class Backward {
       walk_rows(u, item / chunks_, item % chunks_);
   }
 
-  void walk_rows(const Unit& u, int64_t image, int64_t chunk) const {
+  void walk_rows(Unit u, int64_t image, int64_t chunk) const {
     RowCache cache(plan_.slots, plan_.dy_width * pitch_, u.dy);
     const auto fill = [&](int64_t p, float* row) { fill_dy(u, image, p, row); };
     for (int64_t h = s_.in_h * chunk / chunks_; h < s_.in_h * (chunk + 1) / chunks_; ++h) {
@@ -242,10 +128,43 @@ class Backward {
         dy[rows] = cache.row(at / s_.stride_h, fill);
         taps[rows++] = r;
       }
+      u.next = after(u, image, h);
       if (rows == 0) std::memset(u.dx, 0, size_t(plan_.positions * pitch_) * sizeof(float));
       for (int64_t c = 0; c < round_up(u.count * m_, kLanes); c += kLanes) stencil(u, dy, taps, rows, c);
       if (p_.output.dx) store_dx(u, x, (image * s_.in_h + h) * s_.in_w);
     }
+  }
+
+  NextRows after(const Unit& u, int64_t image, int64_t h) const {
+    NextRows next{};
+    if (m_ > 1 || h + 1 >= s_.in_h) return next;
+    const auto at = [&](const void* data, int64_t ld, int64_t pixel) {
+      return data ? static_cast<const char*>(data) + (pixel * ld + u.k0) * int64_t(sizeof(T)) : nullptr;
+    };
+    const int64_t pixel = (image * s_.in_h + h + 1) * s_.in_w, p = h + 1 + s_.pad_h;
+    next.x = at(p_.input.x.data, p_.input.x.ld, pixel);
+    if (!streamed_) next.dx = at(p_.output.dx, p_.output.dx_ld, pixel);
+    next.x_step = p_.input.x.ld * int64_t(sizeof(T));
+    next.dx_step = p_.output.dx_ld * int64_t(sizeof(T));
+    if (p % s_.stride_h || p / s_.stride_h >= s_.out_h) return next;
+    const int64_t out_pixel = (image * s_.out_h + p / s_.stride_h) * s_.out_w;
+    next.grad = at(p_.gradient.grad.data, p_.gradient.grad.ld, out_pixel);
+    next.y = at(p_.gradient.y.data, p_.gradient.y.ld, out_pixel);
+    next.grad_step = p_.gradient.grad.ld * int64_t(sizeof(T));
+    next.y_step = p_.gradient.y.ld * int64_t(sizeof(T));
+    return next;
+  }
+
+  NextRows next_rows(const Unit& u, int64_t c) const {
+    NextRows next = u.next;
+    const auto advance = [&](const char*& p) {
+      if (p) p += c * int64_t(sizeof(T));
+    };
+    advance(next.x);
+    advance(next.dx);
+    advance(next.grad);
+    advance(next.y);
+    return next;
   }
 
   // All taps of one input row for channels [c, c + kLanes).
@@ -266,7 +185,8 @@ class Backward {
   }
 
   // Kernels three wide: several rows at once share the loads of a and the traffic of dx.
-  void run_rows(const Unit& u, const float* const* dy, const int* taps, int count, int64_t c, bool first) const {
+  void run_rows(const Unit& u, const float* const* dy, const int* taps, int count, int64_t c,
+                bool first) const {
     const auto run_count = [&](auto rows) {
       if (plan_.parity)
         run<rows(), 3, 2, kParityPositions>(u, dy, taps, 0, c, first);
@@ -298,7 +218,9 @@ class Backward {
       t.weight[r] = weight_ + tap * wide_ + (u.dw - dw_) % wide_ + c;
       t.dw[r] = u.dw + tap * wide_ + c;
     }
-    backward_row<kRows, kTaps, kStride, kBlock>(t, pitch_, u.a + c, u.dx + c, plan_.positions, first);
+    NextRows next{};
+    if (first) next = next_rows(u, c);
+    backward_row<kRows, kTaps, kStride, kBlock>(t, next, pitch_, u.a + c, u.dx + c, plan_.positions, first);
     return kTaps;
   }
 
@@ -306,7 +228,8 @@ class Backward {
     const int64_t row_pixels = plan_.dy_width, spread = plan_.spread;
     // Outputs whose column q * spread - dy_origin lies in the row.
     const int64_t begin = plan_.dy_origin <= 0 ? 0 : ceil_div(plan_.dy_origin, spread);
-    const int64_t limit = row_pixels + plan_.dy_origin <= 0 ? 0 : ceil_div(row_pixels + plan_.dy_origin, spread);
+    const int64_t limit =
+        row_pixels + plan_.dy_origin <= 0 ? 0 : ceil_div(row_pixels + plan_.dy_origin, spread);
     const int64_t end = limit < s_.out_w ? limit : s_.out_w;
     const int64_t left = begin * spread - plan_.dy_origin, right = left + (end - begin);
     if (spread > 1 || end <= begin) {
@@ -317,8 +240,12 @@ class Backward {
       std::memset(row + right * pitch_, 0, size_t((row_pixels - right) * pitch_) * sizeof(float));
     }
     const int64_t pixel = (image * s_.out_h + p) * s_.out_w + begin;
-    fill_gradient<T>(p_.gradient, s_.out_channels(), pixel, end - begin, u.k0 * m_, u.count * m_, row + left * pitch_,
-                     spread * pitch_);
+    const GradientPrologue& g = p_.gradient;
+    with_activation(g.y.data ? g.affine.act : kNone, [&](auto act) {
+      const auto fill = g.y.data && g.coef ? fill_gradient<T, act(), true> : fill_gradient<T, act(), false>;
+      fill(g, s_.out_channels(), pixel, end - begin, u.k0 * m_, u.count * m_, row + left * pitch_,
+           spread * pitch_);
+    });
   }
 
   void store_dx(const Unit& u, const T* x, int64_t pixel) const {
@@ -326,13 +253,11 @@ class Backward {
     if (m_ > 1) sum_over_multiplier(u, dx);
     T* out = static_cast<T*>(p_.output.dx) + pixel * p_.output.dx_ld + u.k0;
     with_activation(p_.input.affine.act, [&](auto act) {
-      for_pixels(s_.in_w, [&](int64_t w, auto pixels) {
-        for_lanes(u.count, [&](int64_t c, auto lanes) {
-          store_vector<T, pixels(), act()>(p_.input, x + w * p_.input.x.ld + u.k0 + c, dx + w * pitch_ + c, pitch_,
-                                           out + w * p_.output.dx_ld + c, p_.output.dx_ld, u.k0 + c,
-                                           u.sums ? u.sums + c : nullptr, blocks_ * block_, lanes);
-        });
-      });
+      const auto put =
+          u.sums
+              ? (streamed_ ? store_gradient<T, act(), true, true> : store_gradient<T, act(), true, false>)
+              : (streamed_ ? store_gradient<T, act(), false, true> : store_gradient<T, act(), false, false>);
+      put(p_.input, x, dx, pitch_, out, p_.output.dx_ld, s_.in_w, u.k0, u.count, u.sums, blocks_ * block_);
     });
   }
 
@@ -365,6 +290,7 @@ class Backward {
   const BackwardPlan plan_;
   const int64_t m_;
   int64_t block_, blocks_, pitch_, wide_, chunks_, tasks_;
+  bool streamed_;
   float *weight_, *dw_, *sums_;
 };
 

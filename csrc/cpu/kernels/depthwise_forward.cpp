@@ -1,5 +1,6 @@
-// Depthwise convolution forward. A unit of work is one image's chunk of output rows for one block of channels; it walks
-// down the rows over a ring of transformed input rows (depthwise_rows.h), and stores with the epilogue.
+// Depthwise convolution forward. A unit of work is one image's chunk of output rows for one block of
+// channels; it walks down the rows over a ring of transformed input rows (depthwise_rows.h), and stores with
+// the epilogue.
 #include "cpu/depthwise_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
@@ -13,7 +14,7 @@ struct EpilogueSink {
   const float *scale, *shift;  // null: the identity
   StatisticsUnit statistics;   // shift null: none
   int act;
-  bool first;         // no value of this unit has been seen yet
+  bool first;  // no value of this unit has been seen yet
   bool streamed;
   int64_t channels;   // of the unit
   const T* residual;  // of the row, at the unit's first channel
@@ -90,8 +91,7 @@ class Forward {
       : p_(p),
         s_(p.shape),
         channels_(s_.out_channels()),
-        direct_(std::is_same_v<T, float> && p.prologue.is_identity() && s_.multiplier == 1 &&
-                channels_ % kLanes == 0),
+        direct_(std::is_same_v<T, float> && p.prologue.is_identity() && s_.multiplier == 1),
         streamed_(can_stream(static_cast<const T*>(p.epilogue.out), p.epilogue.out_ld,
                              s_.images * s_.out_h * s_.out_w * channels_ * int64_t(sizeof(T)))) {
     const int64_t most = kRingFloats / ((RowRing::slots(s_) + 1) * ring_width(s_)) / 16 * 16;
@@ -115,15 +115,14 @@ class Forward {
       if (streamed_) finish_streaming();
     });
     if (statistics_)
-      merge_statistics(statistics_, tasks, [&](int64_t task) { return rows_of(task) * s_.out_w; }, channels_, pitch_,
-                       p_.epilogue.mean, p_.epilogue.var);
+      merge_statistics(
+          statistics_, tasks, [&](int64_t task) { return rows_of(task) * s_.out_w; }, channels_, pitch_,
+          p_.epilogue.mean, p_.epilogue.var);
   }
 
  private:
   int64_t first_row(int64_t chunk) const { return s_.out_h * chunk / chunks_; }
-  int64_t rows_of(int64_t task) const {
-    return first_row(task % chunks_ + 1) - first_row(task % chunks_);
-  }
+  int64_t rows_of(int64_t task) const { return first_row(task % chunks_ + 1) - first_row(task % chunks_); }
 
   // The weight, then the epilogue's scale and shift, all padded to the pitch.
   void pack() {
@@ -140,21 +139,28 @@ class Forward {
     const int64_t image = task / chunks_, chunk = task % chunks_, c0 = block * block_;
     const int64_t count = channels_ - c0 < block_ ? channels_ - c0 : block_, c1 = round_up(count, kLanes);
     const float* rows[kMostKernelRows];
-    if (direct_) {
-      for (int64_t p = first_row(chunk); p < first_row(chunk + 1); ++p)
-        stencil_row(s_, input_rows(image, p, c0, rows), vectors_ + c0, pitch_, 0, c1, sink(task, image, p, c0, count));
-      return;
-    }
     RowRing ring(s_, block_, thread_scratch(RowRing::floats(s_, block_)));
     const auto fill = [&](int64_t h, float* row) {
       fill_row<T>(s_, p_.x, p_.prologue, image, h, c0, count, block_, row);
     };
     for (int64_t p = first_row(chunk); p < first_row(chunk + 1); ++p) {
-      ring.advance(p, fill, rows);
-      StencilRows in{rows, block_, 0, ring_width(s_), 0, s_.kernel_h};
+      StencilRows in;
+      if (direct_ && !reads_end(image, p)) {
+        in = input_rows(image, p, c0, rows);
+      } else {
+        ring.advance(p, fill, rows);
+        in = {rows, block_, 0, ring_width(s_), 0, s_.kernel_h};
+      }
       in.ahead = ahead(image, p, c0);
       stencil_row(s_, in, vectors_ + c0, pitch_, 0, c1, sink(task, image, p, c0, count));
     }
+  }
+
+  // Whether whole vectors of row p's inputs would reach past the tensor's last channel. Elsewhere the lanes
+  // past the channels read the next pixel, and are not stored.
+  bool reads_end(int64_t image, int64_t p) const {
+    const int64_t last = p * s_.stride_h - s_.pad_h + int64_t(s_.kernel_h - 1) * s_.dilation_h;
+    return channels_ % kLanes && image == s_.images - 1 && last >= s_.in_h - 1;
   }
 
   // The input itself, where no prologue and no widening is in the way.
@@ -163,11 +169,11 @@ class Forward {
     for (int r = 0; r < s_.kernel_h; ++r) {
       const int64_t h = p * s_.stride_h - s_.pad_h + int64_t(r) * s_.dilation_h;
       if (h < 0 || h >= s_.in_h) continue;
-      rows[r] = static_cast<const float*>(p_.x.data) + ((image * s_.in_h + h) * s_.in_w - s_.pad_w) * p_.x.ld + c0;
+      rows[r] =
+          static_cast<const float*>(p_.x.data) + ((image * s_.in_h + h) * s_.in_w - s_.pad_w) * p_.x.ld + c0;
       if (r < in.first_tap) in.first_tap = r;
       in.last_tap = r + 1;
     }
-    in.ahead = ahead(image, p, c0);
     return in;
   }
 
@@ -175,8 +181,8 @@ class Forward {
     const int64_t pixel = p_.x.ld * int64_t(sizeof(T)), row = s_.in_w * pixel;
     const int64_t h = p * s_.stride_h - s_.pad_h + int64_t(s_.kernel_h - 1) * s_.dilation_h + 1;
     if (h + s_.stride_h > s_.in_h) return {};
-    return {static_cast<const char*>(p_.x.data) + (image * s_.in_h + h) * row + c0 * int64_t(sizeof(T)), pixel, row,
-            sizeof(T), s_.stride_h};
+    return {static_cast<const char*>(p_.x.data) + (image * s_.in_h + h) * row + c0 * int64_t(sizeof(T)),
+            pixel, row, sizeof(T), s_.stride_h};
   }
 
   EpilogueSink<T> sink(int64_t task, int64_t image, int64_t p, int64_t c0, int64_t count) const {
