@@ -41,8 +41,8 @@ def epilogue(
 
 def statistics(channels: int, wanted: bool, like: Tensor) -> tuple[Tensor, Tensor]:
     """Room for mean and variance [channels], or two empty tensors."""
-    both = torch.empty((2, channels if wanted else 0), dtype=torch.float32, device=like.device)
-    return both[0], both[1]
+    size = channels if wanted else 0
+    return tuple(torch.empty(size, dtype=torch.float32, device=like.device) for _ in range(2))
 
 
 def depthwise_shape(

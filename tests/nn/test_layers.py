@@ -1,0 +1,210 @@
+"""The layers: torch's keys and arguments, torch's numbers, and everything a module is put through."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fastcnn
+from fastcnn.nn import DepthwiseConv2d, InvertedResidual, SeparableConv2d
+from tests.tolerances import TOLERANCE, assert_close, relative_error
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Normalisations that do something: at torch's ones and zeros a gamma before another norm has no gradient at all."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.5)
+    return module
+
+
+def separable_pair(**options) -> tuple[nn.Module, nn.Module]:
+    plain = nn.Sequential(
+        OrderedDict(
+            depthwise=nn.Conv2d(20, 20, 3, 2, 1, groups=20, bias=False),
+            mid_norm=nn.BatchNorm2d(20),
+            act=nn.ReLU6(),
+            pointwise=nn.Conv2d(20, 12, 1, bias=False),
+            out_norm=nn.BatchNorm2d(12),
+        )
+    )
+    ours = SeparableConv2d(
+        20, 12, 3, 2, 1, mid_norm=nn.BatchNorm2d, mid_act="relu6", out_norm=nn.BatchNorm2d, **options
+    )
+    ours.load_state_dict(randomise(plain).state_dict())
+    return ours, plain
+
+
+def block_pair(stride: int = 1, oup: int = 16) -> tuple[nn.Module, nn.Module]:
+    plain = torchvision.models.mobilenetv2.InvertedResidual(16, oup, stride, 6)
+    ours = InvertedResidual(16, oup, stride, 6)
+    ours.load_state_dict(randomise(plain).state_dict())
+    return ours, plain
+
+
+def depthwise_pair() -> tuple[nn.Module, nn.Module]:
+    plain = nn.Conv2d(16, 32, 5, 2, 2, groups=16)
+    ours = DepthwiseConv2d(16, 32, 5, 2, 2, groups=16)
+    ours.load_state_dict(randomise(plain).state_dict())
+    return ours, plain
+
+
+PAIRS = {
+    "depthwise": (depthwise_pair, 16),
+    "block": (block_pair, 16),
+    "strided block": (lambda: block_pair(2, 24), 16),
+    "separable": (separable_pair, 20),
+}
+
+
+def _step(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    y = module(x)
+    torch.manual_seed(7)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return y, {name: p.grad for name, p in module.named_parameters()}
+
+
+def allowed(stock: torch.Tensor, oracle: torch.Tensor) -> float:
+    """Twice stock torch's own float32 error: a gamma that a later BatchNorm cancels has a gradient of rounding only."""
+    return max(2 * relative_error(stock, oracle), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen norms"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_step_equals_torchs(name, frozen):
+    torch.manual_seed(0)
+    make, channels = PAIRS[name]
+    ours, stock = make()
+    plain = copy.deepcopy(stock).double()
+    x = torch.randn(3, channels, 12, 10)
+    for module in (ours, stock, plain):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d) and frozen:
+                norm.eval()
+    (y, grads), (_, stocks) = _step(ours, x), _step(stock, x)
+    expected, oracle = _step(plain, x.double())
+    assert_close(y, expected, torch.float32)
+    for key, grad in grads.items():
+        assert relative_error(grad, oracle[key]) <= allowed(stocks[key], oracle[key]), key
+    for (key, a), (_, e) in zip(ours.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert_close(a, e, torch.float32, key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PAIRS)
+def test_eval_and_optimized_equal_torchs(name, dtype):
+    torch.manual_seed(0)
+    make, channels = PAIRS[name]
+    ours, plain = make()
+    x = torch.randn(3, channels, 12, 10)
+    plain(x), ours(x)
+    before = {k: v.clone() for k, v in ours.state_dict().items()}
+    ours.eval(), plain.eval()
+    with torch.no_grad():
+        expected = plain.double()(x.double())
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            assert_close(ours(given), expected, torch.float32)
+            y = fastcnn.optimize(ours, dtype=dtype)(given)
+            assert y.dtype == torch.float32
+            assert_close(y, expected, dtype)
+    assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_copies_and_pickles(name):
+    make, channels = PAIRS[name]
+    ours, _ = make()
+    x = torch.randn(2, channels, 8, 8)
+    optimized = fastcnn.optimize(ours.eval())
+    with torch.no_grad():
+        for module in (ours, optimized):
+            expected = module(x)
+            for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+                assert torch.equal(twin(x), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PAIRS)
+def test_compiles_without_a_graph_break(name, training):
+    make, channels = PAIRS[name]
+    ours, _ = make()
+    ours.train(training)
+    x, twin = torch.randn(2, channels, 8, 8), copy.deepcopy(ours)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), twin(x), torch.float32)
+    compiled(x).sum().backward()
+
+
+def test_exports():
+    ours, _ = block_pair()
+    x = torch.randn(2, 16, 8, 8)
+    program = torch.export.export(ours.eval(), (x,))
+    with torch.no_grad():
+        assert_close(program.module()(x), ours(x), torch.float32)
+
+
+def test_autocast_keeps_parameters_in_float32():
+    ours, plain = block_pair()
+    x = torch.randn(4, 16, 14, 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().mean().backward()
+    expected = plain.double()(x.double())
+    assert_close(y, expected, torch.bfloat16)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in ours.parameters())
+
+
+def test_momentum_none_averages():
+    ours, plain = block_pair()
+    for module in (ours, plain):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = None
+    plain = plain.double()
+    for _ in range(3):
+        x = torch.randn(2, 16, 6, 6)
+        ours(x), plain(x.double())
+    for (key, a), (_, e) in zip(ours.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert_close(a, e, torch.float32, key)
+
+
+def test_frozen_parameters_get_no_gradient():
+    ours, _ = block_pair()
+    ours.conv[0][0].weight.requires_grad_(False)
+    ours(torch.randn(2, 16, 6, 6)).sum().backward()
+    assert ours.conv[0][0].weight.grad is None
+    assert ours.conv[2].weight.grad is not None
+
+
+def test_one_module_twice_in_a_graph():
+    ours, stock = block_pair()
+    plain = copy.deepcopy(stock).double()
+    x = torch.randn(2, 16, 6, 6)
+    _, grads = _step(nn.Sequential(ours, ours), x)
+    _, stocks = _step(nn.Sequential(stock, stock), x)
+    _, oracle = _step(nn.Sequential(plain, plain), x.double())
+    for key, grad in grads.items():
+        assert relative_error(grad, oracle[key]) <= allowed(stocks[key], oracle[key]), key
+
+
+def test_wrong_input_names_the_argument():
+    ours, _ = block_pair()
+    with pytest.raises(ValueError, match=r"got shape \[96, 16, 1, 1\], expected \[C, 15, 1, 1\]"):
+        ours(torch.randn(2, 15, 6, 6))
+    with pytest.raises(ValueError, match="x: got"):
+        fastcnn.optimize(ours)(torch.randn(16, 6, 6))
+    with pytest.raises(TypeError, match="model: got int"):
+        fastcnn.optimize(3)
+
+
+def test_repr_tells_the_shape():
+    assert "16" in repr(block_pair()[0])
+    assert "depthwise" in repr(fastcnn.optimize(block_pair()[0]))
