@@ -88,26 +88,28 @@ PixelGrid grid(const py::tuple& t) {
   return g;
 }
 
-// (images, channels, multiplier, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+// (images, channels, multiplier, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h,
+// pad_w,
 //  dilation_h, dilation_w, dtype)
 DepthwiseShape depthwise_shape(const py::tuple& t) {
   DepthwiseShape s;
   int64_t* sizes[] = {&s.images, &s.channels, &s.multiplier, &s.in_h, &s.in_w, &s.out_h, &s.out_w};
-  int* geometry[] = {&s.kernel_h, &s.kernel_w,   &s.stride_h,  &s.stride_w,
-                     &s.pad_h,    &s.pad_w,      &s.dilation_h, &s.dilation_w};
+  int* geometry[] = {&s.kernel_h, &s.kernel_w, &s.stride_h,   &s.stride_w,
+                     &s.pad_h,    &s.pad_w,    &s.dilation_h, &s.dilation_w};
   for (int i = 0; i < 7; ++i) *sizes[i] = t[i].cast<int64_t>();
   for (int i = 0; i < 8; ++i) *geometry[i] = t[7 + i].cast<int>();
   s.dtype = dtype_of(t[15].cast<int>());
   return s;
 }
 
-// (images, channels, n, in_h, in_w, out_h, out_w, tap_channels, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+// (images, channels, n, in_h, in_w, out_h, out_w, tap_channels, kernel_h, kernel_w, stride_h, stride_w,
+// pad_h, pad_w,
 //  dilation_h, dilation_w, dtype)
 Conv2dShape conv2d_shape(const py::tuple& t) {
   Conv2dShape s;
   int64_t* sizes[] = {&s.images, &s.channels, &s.n, &s.in_h, &s.in_w, &s.out_h, &s.out_w, &s.tap_channels};
-  int* geometry[] = {&s.kernel_h, &s.kernel_w,   &s.stride_h,  &s.stride_w,
-                     &s.pad_h,    &s.pad_w,      &s.dilation_h, &s.dilation_w};
+  int* geometry[] = {&s.kernel_h, &s.kernel_w, &s.stride_h,   &s.stride_w,
+                     &s.pad_h,    &s.pad_w,    &s.dilation_h, &s.dilation_w};
   for (int i = 0; i < 8; ++i) *sizes[i] = t[i].cast<int64_t>();
   for (int i = 0; i < 8; ++i) *geometry[i] = t[8 + i].cast<int>();
   s.dtype = dtype_of(t[16].cast<int>());
@@ -121,13 +123,12 @@ void launch(void (*kernel)(const Parameters&), const Parameters& parameters) {
 }
 
 void bind_pointwise(py::module_& m) {
-  m.def("packed_bytes", [](int64_t k, int64_t n, int dtype) {
-    return kernels().packed_bytes(k, n, dtype_of(dtype));
-  });
-  m.def("pack_matrix", [](int64_t k, int64_t n, int source_dtype, Pointer data, int64_t stride_k, int64_t stride_n,
-                          Pointer scale, int dtype, Pointer packed) {
-    MatrixSource source{k, n, dtype_of(source_dtype), reinterpret_cast<const void*>(data), stride_k, stride_n,
-                        floats(scale)};
+  m.def("packed_bytes",
+        [](int64_t k, int64_t n, int dtype) { return kernels().packed_bytes(k, n, dtype_of(dtype)); });
+  m.def("pack_matrix", [](int64_t k, int64_t n, int source_dtype, Pointer data, int64_t stride_k,
+                          int64_t stride_n, Pointer scale, int dtype, Pointer packed) {
+    MatrixSource source{k,        n,        dtype_of(source_dtype), reinterpret_cast<const void*>(data),
+                        stride_k, stride_n, floats(scale)};
     py::gil_scoped_release release;
     kernels().pack_matrix(source, dtype_of(dtype), reinterpret_cast<void*>(packed));
   });
@@ -185,8 +186,8 @@ void bind_depthwise(py::module_& m) {
     p.epilogue = epilogue(e);
     launch(kernels().depthwise_forward, p);
   });
-  m.def("depthwise_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input, Pointer weight,
-                                 const py::tuple& output) {
+  m.def("depthwise_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input,
+                                 Pointer weight, const py::tuple& output) {
     DepthwiseBackward p;
     p.shape = depthwise_shape(shape);
     p.gradient = gradient(up);
@@ -198,24 +199,24 @@ void bind_depthwise(py::module_& m) {
 }
 
 void bind_fused(py::module_& m) {
-  m.def("separable_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
-                                Pointer dw_weight, const py::tuple& middle, int64_t n, Pointer packed,
-                                const py::tuple& e) {
-    SeparableForward p;
-    p.depthwise = depthwise_shape(shape);
-    p.x = activations(x, x_ld);
-    p.prologue = affine(prologue);
-    p.dw_weight = floats(dw_weight);
-    p.middle = affine(middle);
-    p.n = n;
-    p.packed_pointwise = reinterpret_cast<const void*>(packed);
-    p.epilogue = epilogue(e);
-    launch(kernels().separable_forward, p);
-  });
+  m.def("separable_forward",
+        [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue, Pointer dw_weight,
+           const py::tuple& middle, int64_t n, Pointer packed, const py::tuple& e) {
+          SeparableForward p;
+          p.depthwise = depthwise_shape(shape);
+          p.x = activations(x, x_ld);
+          p.prologue = affine(prologue);
+          p.dw_weight = floats(dw_weight);
+          p.middle = affine(middle);
+          p.n = n;
+          p.packed_pointwise = reinterpret_cast<const void*>(packed);
+          p.epilogue = epilogue(e);
+          launch(kernels().separable_forward, p);
+        });
   m.def("inverted_residual_forward",
         [](int64_t k, const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
-           Pointer packed_expand, const py::tuple& expand, Pointer dw_weight, const py::tuple& middle, int64_t n,
-           Pointer packed_project, const py::tuple& e) {
+           Pointer packed_expand, const py::tuple& expand, Pointer dw_weight, const py::tuple& middle,
+           int64_t n, Pointer packed_project, const py::tuple& e) {
           InvertedResidualForward p;
           p.k = k;
           p.depthwise = depthwise_shape(shape);
@@ -233,33 +234,36 @@ void bind_fused(py::module_& m) {
 }
 
 void bind_affine_act(py::module_& m) {
-  m.def("affine_act_forward", [](int64_t pixels, int64_t channels, int dtype, Pointer y, int64_t y_ld,
-                                 const py::tuple& e) {
-    AffineActForward p{pixels, channels, dtype_of(dtype), activations(y, y_ld), epilogue(e)};
-    launch(kernels().affine_act_forward, p);
-  });
-  m.def("affine_act_sums", [](int64_t pixels, int64_t channels, int dtype, Pointer grad, int64_t grad_ld, Pointer y,
-                              int64_t y_ld, const py::tuple& a, Pointer mean, Pointer sums) {
-    AffineActSums p{pixels,    channels,     dtype_of(dtype),      activations(grad, grad_ld), activations(y, y_ld),
-                    affine(a), floats(mean), mutable_floats(sums)};
+  m.def("affine_act_forward",
+        [](int64_t pixels, int64_t channels, int dtype, Pointer y, int64_t y_ld, const py::tuple& e) {
+          AffineActForward p{pixels, channels, dtype_of(dtype), activations(y, y_ld), epilogue(e)};
+          launch(kernels().affine_act_forward, p);
+        });
+  m.def("affine_act_sums", [](int64_t pixels, int64_t channels, int dtype, Pointer grad, int64_t grad_ld,
+                              Pointer y, int64_t y_ld, const py::tuple& a, Pointer mean, Pointer sums) {
+    AffineActSums p{
+        pixels,    channels,     dtype_of(dtype),     activations(grad, grad_ld), activations(y, y_ld),
+        affine(a), floats(mean), mutable_floats(sums)};
     launch(kernels().affine_act_sums, p);
   });
 }
 
-// shape: (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dtype)
+// shape: (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+// dtype)
 void bind_max_pool2d(py::module_& m) {
-  m.def("max_pool2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, Pointer out, int64_t out_ld) {
-    MaxPool2dForward p;
-    int64_t* sizes[] = {&p.images, &p.channels, &p.in_h, &p.in_w, &p.out_h, &p.out_w};
-    int* geometry[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w};
-    for (int i = 0; i < 6; ++i) *sizes[i] = shape[i].cast<int64_t>();
-    for (int i = 0; i < 6; ++i) *geometry[i] = shape[6 + i].cast<int>();
-    p.dtype = dtype_of(shape[12].cast<int>());
-    p.x = activations(x, x_ld);
-    p.out = reinterpret_cast<void*>(out);
-    p.out_ld = out_ld;
-    launch(kernels().max_pool2d_forward, p);
-  });
+  m.def("max_pool2d_forward",
+        [](const py::tuple& shape, Pointer x, int64_t x_ld, Pointer out, int64_t out_ld) {
+          MaxPool2dForward p;
+          int64_t* sizes[] = {&p.images, &p.channels, &p.in_h, &p.in_w, &p.out_h, &p.out_w};
+          int* geometry[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w};
+          for (int i = 0; i < 6; ++i) *sizes[i] = shape[i].cast<int64_t>();
+          for (int i = 0; i < 6; ++i) *geometry[i] = shape[6 + i].cast<int>();
+          p.dtype = dtype_of(shape[12].cast<int>());
+          p.x = activations(x, x_ld);
+          p.out = reinterpret_cast<void*>(out);
+          p.out_ld = out_ld;
+          launch(kernels().max_pool2d_forward, p);
+        });
 }
 
 int isa_index(const std::string& name) {

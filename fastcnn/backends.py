@@ -101,9 +101,7 @@ def _implementation(backend: str, primitive: str) -> _Implementation:
     if reason:
         return _Implementation(None, reason, _never)
     function = getattr(module, primitive, None)
-    return _Implementation(
-        function, "" if function else f"the {backend} backend has no {primitive}", module.refuses
-    )
+    return _Implementation(function, "" if function else f"the {backend} backend has no {primitive}", module.refuses)
 
 
 def refusal(backend: str, primitive: str, args: Sequence) -> str | None:

@@ -71,9 +71,7 @@ def test_only_bindings_know_python() -> None:
 @needs_binutils
 def test_no_object_of_an_instruction_set_leaks_inline_functions() -> None:
     """The linker keeps one copy of a weak function: an AVX-512 one would kill older machines."""
-    objects = [
-        path for path in OBJECTS.glob("fastcnn_*.dir/**/*.o") if "fastcnn_portable.dir" not in path.parts
-    ]
+    objects = [path for path in OBJECTS.glob("fastcnn_*.dir/**/*.o") if "fastcnn_portable.dir" not in path.parts]
     if not objects:
         pytest.skip("no objects: the module was not built in this tree")
     leaks = {}
@@ -86,7 +84,5 @@ def test_no_object_of_an_instruction_set_leaks_inline_functions() -> None:
 
 def test_shares_the_openmp_runtime_of_torch(module_path: Path) -> None:
     code = "from fastcnn import native; native.module(); print(open('/proc/self/maps').read())"
-    maps = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    maps = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert len(set(re.findall(r"\S*/lib(?:g|i|)omp\S*", maps))) == 1

@@ -10,10 +10,11 @@ namespace {
 
 constexpr int64_t kAmxBlock = 32;
 
-// As multiply_tile. Rows of the last block beyond the tile's are computed from whatever the scratch holds, and dropped.
+// As multiply_tile. Rows of the last block beyond the tile's are computed from whatever the scratch holds,
+// and dropped.
 template <class Sink>
-void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const PackedView<PairWords>& b, int64_t first,
-                       int64_t last, const Sink& sink) {
+void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const PackedView<PairWords>& b,
+                       int64_t first, int64_t last, const Sink& sink) {
   alignas(64) float c[kAmxBlock * kAmxBlock];
   [[maybe_unused]] const TileSession session;
   for (int64_t panel = first; panel < last; panel += 2) {
@@ -23,8 +24,8 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
       with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
         block_zero();
         for (int64_t word = 0; word < b.words; word += kTileWords)
-          block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b.panel(panel) + word * kLanes, kLanes,
-                                             b.panel_stride());
+          block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b.panel(panel) + word * kLanes,
+                                             kLanes, b.panel_stride());
         block_store<row_tiles, panel_tiles>(c, kAmxBlock);
       });
       sink(c, kAmxBlock, row, count, panel * kLanes, panels * kLanes);
@@ -32,9 +33,11 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
   }
 }
 
-// dw [n][pitch] (+)= dy^T a: A tiles want a channel's pixels side by side, so dy's words are transposed on the way.
+// dw [n][pitch] (+)= dy^T a: A tiles want a channel's pixels side by side, so dy's words are transposed on
+// the way.
 template <class Tile>
-void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, int64_t pitch, bool accumulate) {
+void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, int64_t pitch,
+                                    bool accumulate) {
   alignas(64) float c[kAmxBlock * kAmxBlock];
   AlignedBuffer<float> transposed(size_t(kAmxBlock * dy.rows()));
   const __m512i rows = _mm512_mullo_epi32(
@@ -50,7 +53,8 @@ void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, in
       with_block_shape(count, columns / kTileWords, [&](auto row_tiles, auto panel_tiles) {
         block_zero();
         for (int64_t row = 0; row < dy.rows(); row += kTileWords)
-          block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kRowWords, kTileWords);
+          block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kRowWords,
+                                             kTileWords);
         block_store<row_tiles, panel_tiles>(c, kAmxBlock);
       });
       for (int64_t j = 0; j < count; ++j)

@@ -1,5 +1,5 @@
-// AMX tiles as functions of a constant tile number. FASTCNN_EMULATE_AMX computes the same in plain C++, so that the
-// kernels over them are tested on machines without AMX.
+// AMX tiles as functions of a constant tile number. FASTCNN_EMULATE_AMX computes the same in plain C++, so
+// that the kernels over them are tested on machines without AMX.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ constexpr int kTileRows = 16, kTileWords = 16;  // 16 rows of 64 bytes: 16 float
 
 #ifdef FASTCNN_EMULATE_AMX
 
-inline float (*emulated_tile(int tile))[kTileWords] {
+inline float (*emulated_tile(int tile)) [kTileWords] {
   thread_local float tiles[8][kTileRows][kTileWords];
   return tiles[tile];
 }
@@ -49,8 +49,8 @@ void tile_dot() {
 
 #else
 
-// Configures this thread's tiles for as long as it lives. Other libraries configure them too, so nothing is kept
-// between two sessions; released tiles cost a context switch nothing.
+// Configures this thread's tiles for as long as it lives. Other libraries configure them too, so nothing is
+// kept between two sessions; released tiles cost a context switch nothing.
 class TileSession {
  public:
   TileSession() {
@@ -86,8 +86,8 @@ inline void tile_dot() {
 
 #endif
 
-// One step of a 2 x 2 block of accumulators (tiles 0 to 3) over 16 words of the reduction; tiles 4, 5 take A's rows,
-// 6, 7 take B's panels. With kRowTiles or kPanels 1 the other half is left out.
+// One step of a 2 x 2 block of accumulators (tiles 0 to 3) over 16 words of the reduction; tiles 4, 5 take
+// A's rows, 6, 7 take B's panels. With kRowTiles or kPanels 1 the other half is left out.
 template <int kRowTiles, int kPanels>
 inline void block_step(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t b_panel) {
   tile_load<4>(a, a_row);
@@ -125,7 +125,8 @@ inline void block_store(float* c, int64_t ldc) {
 // Calls f with the block's shape as constants.
 template <class F>
 void with_block_shape(int64_t rows, int64_t panels, const F& f) {
-  if (rows > kTileRows && panels == 2) return f(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
+  if (rows > kTileRows && panels == 2)
+    return f(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
   if (rows > kTileRows) return f(std::integral_constant<int, 2>{}, std::integral_constant<int, 1>{});
   if (panels == 2) return f(std::integral_constant<int, 1>{}, std::integral_constant<int, 2>{});
   f(std::integral_constant<int, 1>{}, std::integral_constant<int, 1>{});

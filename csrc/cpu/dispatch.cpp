@@ -13,32 +13,32 @@
 
 namespace fastcnn {
 
-#define FASTCNN_DECLARE_ISA(isa)                    \
-  namespace isa {                                   \
-  void register_gemm_pack(Kernels&);                \
-  void register_pointwise_forward(Kernels&);        \
-  void register_pointwise_backward(Kernels&);       \
-  void register_conv2d(Kernels&);                   \
-  void register_depthwise_forward(Kernels&);        \
-  void register_depthwise_backward(Kernels&);       \
-  void register_separable(Kernels&);                \
-  void register_inverted_residual(Kernels&);        \
-  void register_max_pool2d(Kernels&);               \
-  void register_affine_act(Kernels&);               \
-  static Kernels make() {                           \
-    Kernels k;                                      \
-    register_gemm_pack(k);                          \
-    register_pointwise_forward(k);                  \
-    register_pointwise_backward(k);                 \
-    register_conv2d(k);                             \
-    register_depthwise_forward(k);                  \
-    register_depthwise_backward(k);                 \
-    register_separable(k);                          \
-    register_inverted_residual(k);                  \
-    register_max_pool2d(k);                         \
-    register_affine_act(k);                         \
-    return k;                                       \
-  }                                                 \
+#define FASTCNN_DECLARE_ISA(isa)              \
+  namespace isa {                             \
+  void register_gemm_pack(Kernels&);          \
+  void register_pointwise_forward(Kernels&);  \
+  void register_pointwise_backward(Kernels&); \
+  void register_conv2d(Kernels&);             \
+  void register_depthwise_forward(Kernels&);  \
+  void register_depthwise_backward(Kernels&); \
+  void register_separable(Kernels&);          \
+  void register_inverted_residual(Kernels&);  \
+  void register_max_pool2d(Kernels&);         \
+  void register_affine_act(Kernels&);         \
+  static Kernels make() {                     \
+    Kernels k;                                \
+    register_gemm_pack(k);                    \
+    register_pointwise_forward(k);            \
+    register_pointwise_backward(k);           \
+    register_conv2d(k);                       \
+    register_depthwise_forward(k);            \
+    register_depthwise_backward(k);           \
+    register_separable(k);                    \
+    register_inverted_residual(k);            \
+    register_max_pool2d(k);                   \
+    register_affine_act(k);                   \
+    return k;                                 \
+  }                                           \
   }
 
 FASTCNN_DECLARE_ISA(portable)
@@ -70,7 +70,8 @@ bool has_avx512() {
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-// AMX state is off until a process asks the kernel for it; without the permission the first tile load is fatal.
+// AMX state is off until a process asks the kernel for it; without the permission the first tile load is
+// fatal.
 bool has_amx() {
 #if defined(FASTCNN_EMULATE_AMX)
   return has_avx512_bf16();
@@ -125,7 +126,8 @@ int initial() {
   }
   for (int i = 0; i < isa_count(); ++i)
     if (!std::strcmp(wanted, isa_name(i)) && isa_supported(i)) return i;
-  throw std::runtime_error("FASTCNN_ISA: got '" + std::string(wanted) + "', expected one of " + supported_names());
+  throw std::runtime_error("FASTCNN_ISA: got '" + std::string(wanted) + "', expected one of " +
+                           supported_names());
 }
 
 struct Active {
@@ -148,7 +150,8 @@ int isa_active() { return active().index; }
 
 void isa_activate(int index) {
   if (!isa_supported(index))
-    throw std::runtime_error("this machine has no " + std::string(isa_name(index)) + ", it has " + supported_names());
+    throw std::runtime_error("this machine has no " + std::string(isa_name(index)) + ", it has " +
+                             supported_names());
   active().index = index;
   active().table = kIsas[index].make();
 }

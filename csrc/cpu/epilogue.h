@@ -28,7 +28,9 @@ inline V scale_shift(const ScaleShiftAct& a, V v, int64_t c, int64_t n) {
   return v;
 }
 
-inline V apply(const ScaleShiftAct& a, V v, int64_t c, int64_t n) { return activate(a.act, scale_shift(a, v, c, n)); }
+inline V apply(const ScaleShiftAct& a, V v, int64_t c, int64_t n) {
+  return activate(a.act, scale_shift(a, v, c, n));
+}
 
 // none, relu and relu6 as bounds: one activation without a branch. The others are not `simple`.
 struct Bounds {
@@ -40,7 +42,8 @@ struct Bounds {
         high(set(act == kRelu6 ? 6.0f : INFINITY)),
         simple(act == kNone || act == kRelu || act == kRelu6) {}
   V clamp(V z) const { return min(max(z, low), high); }
-  // g where the activation passes its gradient. (A z of minus infinity would need none to say so; it is NaN's kin.)
+  // g where the activation passes its gradient. (A z of minus infinity would need none to say so; it is NaN's
+  // kin.)
   V mask(V z, V g) const { return where_gt(z, low, where_gt(high, z, g, zero()), zero()); }
 };
 
@@ -101,8 +104,8 @@ void with_gradient(const GradientPrologue& g, int64_t channels, const F& f) {
   f(GradientOf<T, true, false, true>{g, channels});
 }
 
-// Applies an epilogue to a block of results: c [rows][ldc] for pixels from `pixel` on and channels from `channel` on.
-// c is left holding scale * c + shift, which is what the statistics are taken of.
+// Applies an epilogue to a block of results: c [rows][ldc] for pixels from `pixel` on and channels from
+// `channel` on. c is left holding scale * c + shift, which is what the statistics are taken of.
 template <class T>
 void store_block(const Epilogue& e, int64_t channels, float* c, int64_t ldc, int64_t pixel, int64_t rows,
                  int64_t channel, int64_t columns) {
@@ -123,8 +126,8 @@ void store_block(const Epilogue& e, int64_t channels, float* c, int64_t ldc, int
   }
 }
 
-// A product's results on their way to memory: tile pixel `row` is pixel first + row. sums, if any, are the unit's
-// statistics; its first row is the tile's row 0 where `opens` says so.
+// A product's results on their way to memory: tile pixel `row` is pixel first + row. sums, if any, are the
+// unit's statistics; its first row is the tile's row 0 where `opens` says so.
 template <class T>
 struct StoreSink : RegisterSink {
   const Epilogue& e;
@@ -134,14 +137,20 @@ struct StoreSink : RegisterSink {
   Bounds bounds;
 
   StoreSink(const Epilogue& epilogue, int64_t channels, int64_t first, const StatisticsUnit* sums, bool opens)
-      : e(epilogue), channels(channels), first(first), sums(sums), opens(opens), bounds(epilogue.affine.act) {}
+      : e(epilogue),
+        channels(channels),
+        first(first),
+        sums(sums),
+        opens(opens),
+        bounds(epilogue.affine.act) {}
 
   bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= channels; }
 
   void operator()(float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
     store_block<T>(e, channels, c, ldc, first + row, rows, column, columns);
     if (!sums) return;
-    for (int64_t v = 0; v < columns; v += kLanes) sums->add_rows(c + v, ldc, rows, column + v, opens && row == 0);
+    for (int64_t v = 0; v < columns; v += kLanes)
+      sums->add_rows(c + v, ldc, rows, column + v, opens && row == 0);
   }
 
   template <int kRows, int kVectors>

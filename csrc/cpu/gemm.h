@@ -1,8 +1,9 @@
 // The matrix-product core: tiles of packed A rows times panels of packed B, accumulated in registers.
 //
-// A and B are stored as 4-byte words along the reduction: one float, or a pair of bf16 that a dot-product instruction
-// takes at once. The tile loops and layouts are then the same for both.
-//   A tile   [ceil(words / kBlockWords)][rows][kRowWords]: row-major, in blocks of the reduction; the fixed row pitch
+// A and B are stored as 4-byte words along the reduction: one float, or a pair of bf16 that a dot-product
+// instruction takes at once. The tile loops and layouts are then the same for both.
+//   A tile   [ceil(words / kBlockWords)][rows][kRowWords]: row-major, in blocks of the reduction; the fixed
+//   row pitch
 //            makes every broadcast of a microtile one base register plus a constant.
 //   B packed [ceil(n / kLanes)][words][kLanes]: panels one vector wide.
 #pragma once
@@ -20,8 +21,8 @@ constexpr int kBlockWords = 256;
 // 1088 bytes: no two rows of a microtile fall on the same L1 set, as they would with a power of two.
 constexpr int kRowWords = kBlockWords + 16;
 
-// Rows x vectors of accumulators: 14 x 2 of 32 registers, 6 x 2 of 16. A quarter-empty microtile of few rows would be
-// bound by latency: up to kWideRows rows take kWideVectors panels at once.
+// Rows x vectors of accumulators: 14 x 2 of 32 registers, 6 x 2 of 16. A quarter-empty microtile of few rows
+// would be bound by latency: up to kWideRows rows take kWideVectors panels at once.
 #if FASTCNN_ISA_LEVEL >= 2
 constexpr int kMicroRows = 14, kMicroVectors = 2, kWideRows = 6, kWideVectors = 4;
 #else
@@ -91,8 +92,8 @@ inline void accumulate_products(V (&acc)[kRows][kVectors], const float* a, const
 
 // c[row * ldc + column] (+)= the same.
 template <class Words, int kRows, int kVectors, int kARow, int kAStep>
-inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words, float* c,
-                      int64_t ldc, bool accumulate) {
+inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words,
+                      float* c, int64_t ldc, bool accumulate) {
   V acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -105,13 +106,13 @@ inline void microtile(const float* a, const float* b, int64_t b_step, int64_t b_
     for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
 }
 
-// A sink that can also take a whole microtile from its accumulators, without a detour through memory. A product of few
-// words stores as often as it multiplies, so the detour would cost it a third of its time.
+// A sink that can also take a whole microtile from its accumulators, without a detour through memory. A
+// product of few words stores as often as it multiplies, so the detour would cost it a third of its time.
 struct RegisterSink {};
 
 template <class Words, int kRows, int kVectors, int kARow, int kAStep>
-void microtile_of_rows(int rows, const float* a, const float* b, int64_t b_step, int64_t b_panel, int64_t words,
-                       float* c, int64_t ldc, bool accumulate) {
+void microtile_of_rows(int rows, const float* a, const float* b, int64_t b_step, int64_t b_panel,
+                       int64_t words, float* c, int64_t ldc, bool accumulate) {
   if (rows == kRows)
     return microtile<Words, kRows, kVectors, kARow, kAStep>(a, b, b_step, b_panel, words, c, ldc, accumulate);
   if constexpr (kRows > 1)
@@ -159,7 +160,8 @@ struct TileWriter {
     else
       store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
   }
-  // A whole row of k channels: value(c, n) is the vector from channel c on, n = k - c of them real and the rest zero.
+  // A whole row of k channels: value(c, n) is the vector from channel c on, n = k - c of them real and the
+  // rest zero.
   template <class Value>
   void fill_row(int64_t row, int64_t k, const Value& value) const {
     constexpr int64_t kBlock = kBlockWords * Words::kPerWord;
@@ -177,7 +179,8 @@ struct TileWriter {
   }
   // Zeroes what the reduction reads beyond the last vector of channels.
   void pad(int64_t row, int64_t k) const {
-    for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord; next += kLanes)
+    for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord;
+         next += kLanes)
       put(row, next, zero());
   }
 };
@@ -211,10 +214,11 @@ void microtile_to(const float* a, const PackedView<Words>& b, int64_t panel, con
   sink.tile(acc, row, panel * kLanes);
 }
 
-// Multiplies rows [0, rows) of an A tile by panels [first, last) of B; sink(c, ldc, row, rows, column, columns).
+// Multiplies rows [0, rows) of an A tile by panels [first, last) of B; sink(c, ldc, row, rows, column,
+// columns).
 template <class Words, class Sink>
-void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Words>& b, int64_t first, int64_t last,
-                   const Sink& sink) {
+void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Words>& b, int64_t first,
+                   int64_t last, const Sink& sink) {
 #if FASTCNN_ISA_LEVEL >= 4
   if constexpr (Words::kPerWord == 2) return amx_multiply_tile(a, rows, b, first, last, sink);
 #endif
@@ -226,14 +230,17 @@ void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Wo
     int64_t done = 0;
     if constexpr (std::is_base_of_v<RegisterSink, Sink>) {
       if (count == kMicroVectors && b.words <= kBlockWords && sink.takes(panel * kLanes, count * kLanes))
-        for (; done + kMicroRows <= rows; done += kMicroRows) microtile_to(a.at(done, 0), b, panel, sink, done);
+        for (; done + kMicroRows <= rows; done += kMicroRows)
+          microtile_to(a.at(done, 0), b, panel, sink, done);
     }
     const auto piece = [&](int64_t row, int64_t n) {
       for (int64_t word = 0; word < b.words; word += kBlockWords) {
         const int64_t words = b.words - word < kBlockWords ? b.words - word : kBlockWords;
         const float* pa = a.at(row, word);
         const float* pb = b.panel(panel) + word * kLanes;
-        const auto run = [&](auto tile) { tile(int(n), pa, pb, kLanes, b.panel_stride(), words, c, ldc, word > 0); };
+        const auto run = [&](auto tile) {
+          tile(int(n), pa, pb, kLanes, b.panel_stride(), words, c, ldc, word > 0);
+        };
         if (count == 1)
           run(microtile_of_rows<Words, kMicroRows, 1, kRowWords, 1>);
         else if (wide)

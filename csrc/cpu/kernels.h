@@ -32,9 +32,9 @@ struct Kernels {
 const Kernels& kernels();  // of the active instruction set
 
 int isa_count();
-const char* isa_name(int index);    // compiled in, oldest first
-bool isa_supported(int index);      // by this processor and operating system
+const char* isa_name(int index);  // compiled in, oldest first
+bool isa_supported(int index);    // by this processor and operating system
 int isa_active();
-void isa_activate(int index);       // throws std::runtime_error if unsupported
+void isa_activate(int index);  // throws std::runtime_error if unsupported
 
 }  // namespace fastcnn

@@ -12,7 +12,8 @@
 namespace fastcnn {
 namespace {
 
-// f(unit) for every unit in [0, units). Which thread runs a unit is open; what a unit computes must not depend on it.
+// f(unit) for every unit in [0, units). Which thread runs a unit is open; what a unit computes must not
+// depend on it.
 template <class F>
 void parallel_for(int64_t units, const F& f) {
   if (units <= 1 || omp_get_max_threads() == 1 || omp_in_parallel()) {

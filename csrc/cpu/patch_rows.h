@@ -1,4 +1,5 @@
-// Gathers a convolution's input patches: one row of the implicit matrix per output pixel, no im2col buffer in memory.
+// Gathers a convolution's input patches: one row of the implicit matrix per output pixel, no im2col buffer in
+// memory.
 #pragma once
 
 #include "cpu/epilogue.h"
@@ -27,12 +28,15 @@ inline void clear_run(T* out, int64_t count) {
   if (count > 0) std::memset(static_cast<void*>(out), 0, size_t(count) * sizeof(T));
 }
 
-// One patch, [kernel_h][kernel_w][tap_channels] elements and up to kLanes more; padding is zero after the prologue.
+// One patch, [kernel_h][kernel_w][tap_channels] elements and up to kLanes more; padding is zero after the
+// prologue.
 template <class T>
-void gather_patch(const Conv2dShape& s, const Activations& x, const ScaleShiftAct& prologue, int64_t pixel, T* row) {
+void gather_patch(const Conv2dShape& s, const Activations& x, const ScaleShiftAct& prologue, int64_t pixel,
+                  T* row) {
   const PatchOrigin o = patch_origin(s, pixel);
   const bool plain = prologue.is_identity();
-  // Neighbouring taps of a dense, undilated input are one run of memory: three channels of a stem make nine elements.
+  // Neighbouring taps of a dense, undilated input are one run of memory: three channels of a stem make nine
+  // elements.
   const bool runs = plain && x.ld == s.channels && s.tap_channels == s.channels && s.dilation_w == 1;
   for (int kh = 0; kh < s.kernel_h; ++kh) {
     const int64_t h = o.h + int64_t(kh) * s.dilation_h, span = s.kernel_w * s.tap_channels;

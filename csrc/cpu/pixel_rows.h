@@ -15,8 +15,8 @@ inline int64_t input_pixel(const PixelGrid& g, int64_t pixel) {
 
 // Rows of the tile are pixels [first, first + count) with their k channels.
 template <class T, class Words>
-void fill_rows(const PixelGrid& grid, const Activations& x, const ScaleShiftAct& prologue, int64_t k, int64_t first,
-               int64_t count, const TileWriter<Words>& a) {
+void fill_rows(const PixelGrid& grid, const Activations& x, const ScaleShiftAct& prologue, int64_t k,
+               int64_t first, int64_t count, const TileWriter<Words>& a) {
   with_prologue(prologue, [&](const auto& pre) {
     for (int64_t row = 0; row < count; ++row) {
       const T* src = static_cast<const T*>(x.data) + input_pixel(grid, first + row) * x.ld;

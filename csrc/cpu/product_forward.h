@@ -1,4 +1,5 @@
-// The forward driver of every product: tiles of output pixels, shared columns where pixels are few, statistics.
+// The forward driver of every product: tiles of output pixels, shared columns where pixels are few,
+// statistics.
 #pragma once
 
 #include "cpu/epilogue.h"
@@ -20,7 +21,8 @@ int64_t tile_rows(int64_t words, int64_t pixels) {
 
 // out = epilogue(A packed), A [pixels, k] made by fill(first, count, TileWriter), packed [k, n].
 template <class T, class Fill>
-void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e, const Fill& fill) {
+void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
+                     const Fill& fill) {
   using Words = typename WordsOf<T>::type;
   const PackedView<Words> b(packed, k);
   const int64_t panels = ceil_div(n, kLanes), pitch = panels * kLanes;

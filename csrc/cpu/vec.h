@@ -1,8 +1,8 @@
 // One small vector type per instruction set; every CPU algorithm is written over it once.
 //
-// Included only by sources that are compiled per instruction set (FASTCNN_ISA names it, FASTCNN_ISA_LEVEL orders them:
-// 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx). Everything is in an anonymous namespace, so that no copy made
-// for a newer machine can be linked into code for an older one.
+// Included only by sources that are compiled per instruction set (FASTCNN_ISA names it, FASTCNN_ISA_LEVEL
+// orders them: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx). Everything is in an anonymous namespace,
+// so that no copy made for a newer machine can be linked into code for an older one.
 #pragma once
 
 #include <cmath>

@@ -1,7 +1,8 @@
 // The weight gradient's product dW [n, k] += dy^T a, reduced over pixels.
 //
 // Both operands lie as [channel / kBlockWords][pixel words][kRowWords]: a word is one pixel's float, or two
-// neighbouring pixels' bf16, of one channel. The microtile of the forward then serves with its strides exchanged.
+// neighbouring pixels' bf16, of one channel. The microtile of the forward then serves with its strides
+// exchanged.
 #pragma once
 
 #include "cpu/epilogue.h"
@@ -15,7 +16,8 @@ template <class Words>
 int64_t wgrad_rows(int64_t pixels) {
   const int64_t rows = ceil_div(pixels, Words::kPerWord);
 #if FASTCNN_ISA_LEVEL >= 4
-  if (Words::kPerWord == 2) return round_up(rows, kTileWords);  // AMX reduces over 16 at a time; the rest are zero
+  if (Words::kPerWord == 2)
+    return round_up(rows, kTileWords);  // AMX reduces over 16 at a time; the rest are zero
 #endif
   return rows;
 }
@@ -62,8 +64,8 @@ class WgradTile {
 
 // dw [n][pitch] (+)= dy^T a
 template <class Words>
-void accumulate_weight_gradient(const WgradTile<Words>& dy, const WgradTile<Words>& a, float* dw, int64_t pitch,
-                                bool accumulate) {
+void accumulate_weight_gradient(const WgradTile<Words>& dy, const WgradTile<Words>& a, float* dw,
+                                int64_t pitch, bool accumulate) {
 #if FASTCNN_ISA_LEVEL >= 4
   if constexpr (Words::kPerWord == 2) return amx_accumulate_weight_gradient(dy, a, dw, pitch, accumulate);
 #endif

@@ -6,9 +6,11 @@
 namespace fastcnn {
 
 struct DepthwiseShape {
-  int64_t images = 0, channels = 0, multiplier = 1;  // channels of the input; the output has channels * multiplier
+  int64_t images = 0, channels = 0,
+          multiplier = 1;  // channels of the input; the output has channels * multiplier
   int64_t in_h = 0, in_w = 0, out_h = 0, out_w = 0;
-  int kernel_h = 3, kernel_w = 3, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;
+  int kernel_h = 3, kernel_w = 3, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1,
+      dilation_w = 1;
   Dtype dtype = kFloat32;
 
   int64_t out_channels() const { return channels * multiplier; }

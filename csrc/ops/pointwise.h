@@ -28,9 +28,9 @@ struct PointwiseBackward {
   PixelGrid grid;
   int64_t k = 0, n = 0;
   Dtype dtype = kFloat32;
-  GradientPrologue gradient;              // of the output, n channels
-  BackwardInput input;                    // k channels
-  const void* packed_weight = nullptr;    // W as [n, k], made by pack_matrix; unused without dx
+  GradientPrologue gradient;            // of the output, n channels
+  BackwardInput input;                  // k channels
+  const void* packed_weight = nullptr;  // W as [n, k], made by pack_matrix; unused without dx
   BackwardOutput output;
 };
 

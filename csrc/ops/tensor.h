@@ -9,7 +9,8 @@ enum Dtype : int { kFloat32 = 0, kBfloat16 = 1 };
 
 inline int64_t bytes_of(Dtype dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-// NHWC activations; `ld` elements lie between neighbouring pixels (above the channel count in a channel slice).
+// NHWC activations; `ld` elements lie between neighbouring pixels (above the channel count in a channel
+// slice).
 struct Activations {
   const void* data = nullptr;
   int64_t ld = 0;
@@ -35,7 +36,8 @@ struct Epilogue {
 };
 
 // The gradient of a raw convolution output, made on load:
-//   dz = grad * act'(scale * y + shift),  dy = coef[0] * dz + coef[1] * (y - coef[2]) + coef[3]   (coef [4, C])
+//   dz = grad * act'(scale * y + shift),  dy = coef[0] * dz + coef[1] * (y - coef[2]) + coef[3]   (coef [4,
+//   C])
 struct GradientPrologue {
   Activations grad;
   Activations y;
@@ -43,7 +45,8 @@ struct GradientPrologue {
   const float* coef = nullptr;
 };
 
-// An input as the backward sees it: its forward prologue, and the mean that its gradient's second sum is centred on.
+// An input as the backward sees it: its forward prologue, and the mean that its gradient's second sum is
+// centred on.
 struct BackwardInput {
   Activations x;
   ScaleShiftAct affine;

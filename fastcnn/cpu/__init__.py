@@ -44,11 +44,7 @@ def pack_arguments(primitive: str, before: tuple, dtype: torch.dtype) -> tuple:
     """A forward primitive's arguments between x and residual, with weights packed for dtype and vectors in float32."""
     packers = _PACKERS[primitive] + (None,) * len(before)
     return tuple(
-        pack(value, dtype)
-        if pack and value is not None
-        else floats(value)
-        if isinstance(value, Tensor)
-        else value
+        pack(value, dtype) if pack and value is not None else floats(value) if isinstance(value, Tensor) else value
         for value, pack in zip(before, packers)
     )
 

@@ -11,9 +11,7 @@ from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.ops.layout import pixel_stride, to_nhwc
 
 
-def affine_act_fwd(
-    y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
-) -> Tensor:
+def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """As fastcnn.ops.affine_act.affine_act_fwd."""
     y = to_nhwc(y)
     residual = None if residual is None else to_nhwc(residual)

@@ -41,9 +41,7 @@ def _pack(matrix: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
     k, n = (rows, columns) if transposed else (columns, rows)
     stride_k, stride_n = matrix.stride() if transposed else matrix.stride()[::-1]
     data = torch.empty(module.packed_bytes(k, n, code), dtype=torch.uint8)
-    module.pack_matrix(
-        k, n, DTYPE_CODES[matrix.dtype], pointer(matrix), stride_k, stride_n, 0, code, data.data_ptr()
-    )
+    module.pack_matrix(k, n, DTYPE_CODES[matrix.dtype], pointer(matrix), stride_k, stride_n, 0, code, data.data_ptr())
     return data
 
 

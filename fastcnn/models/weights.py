@@ -77,7 +77,9 @@ def load(source: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"weights: cannot read {str(path)!r}, damaged or not a {suffix} of tensors: {first}") from error
+        raise ValueError(
+            f"weights: cannot read {str(path)!r}, damaged or not a {suffix} of tensors: {first}"
+        ) from error
     for key in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

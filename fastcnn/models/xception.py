@@ -182,9 +182,7 @@ class Xception(nn.Module):
 
 
 @register
-def xception(
-    num_classes: int = 1000, weights: str | os.PathLike[str] | None = None, dropout: float = 0.0
-) -> Xception:
+def xception(num_classes: int = 1000, weights: str | os.PathLike[str] | None = None, dropout: float = 0.0) -> Xception:
     """Xception: 22,855,952 parameters and 8.36 G multiply-adds at 299 x 299 with the defaults.
 
     Args: as `Xception`. ``weights`` is a path or a URL of a .pth or .safetensors file with timm's keys, for example timm's

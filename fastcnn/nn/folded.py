@@ -178,6 +178,8 @@ class FoldedResidual(FoldedChain):
     """A FoldedChain that adds its own input to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            self._reject(x)
         if not x.is_contiguous(memory_format=torch.channels_last):
             x = to_nhwc(x)
         return super().forward(x, x)

@@ -19,9 +19,7 @@ def _sums_fake(grad, y, scale, shift, act, mean):
 
 
 @register(_forward_fake)
-def affine_act_fwd(
-    y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
-) -> Tensor:
+def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """act(scale * y + shift) + residual, in y's dtype, NHWC."""
     return epilogue(y, scale, shift, act, residual, False)[0].clone(memory_format=torch.channels_last)
 

@@ -113,7 +113,9 @@ def _normalisation(g: _Geometry, scale, shift, mean, var, acc: torch.dtype) -> _
     mean = mean.to(acc)
     invstd = torch.rsqrt(var.to(acc) + g.eps)
     full = invstd if scale is None else scale * invstd
-    return _Normalisation(full, torch.addcmul(shift, mean, full, value=-1) if shift is not None else -mean * full, mean, invstd)
+    return _Normalisation(
+        full, torch.addcmul(shift, mean, full, value=-1) if shift is not None else -mean * full, mean, invstd
+    )
 
 
 def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bool):
@@ -124,9 +126,7 @@ def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bo
     if g.op == "depthwise":
         return ops.depthwise_fwd(x, weights[0], *head, None, None, 0, None, *geometry, stats)
     if g.op == "separable":
-        return ops.separable_fwd(
-            x, *weights, *head, None, None, 0, None, None, 0, None, *geometry, stats
-        )
+        return ops.separable_fwd(x, *weights, *head, None, None, 0, None, None, 0, None, *geometry, stats)
     return ops.conv2d_fwd(x, weights[0], *head, None, None, 0, None, *geometry, g.groups, stats)
 
 
@@ -254,9 +254,7 @@ def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
     counts = []
     for conv in convs:
         kernel = conv.weights[0].shape[2:]
-        size = [
-            conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)
-        ]
+        size = [conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)]
         counts.append(n * size[0] * size[1])
     return counts
 

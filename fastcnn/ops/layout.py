@@ -36,9 +36,7 @@ def to_nhwc(x: Tensor) -> Tensor:
 
 def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised channels_last tensor [n, c, h, w] on like's device, in like's dtype unless given."""
-    return torch.empty(
-        (n, c, h, w), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
-    )
+    return torch.empty((n, c, h, w), dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def conv_out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

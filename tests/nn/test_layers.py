@@ -13,11 +13,12 @@ from torch import nn
 
 import fastcnn
 from fastcnn.nn import DepthwiseConv2d, InvertedResidual, SeparableConv2d
-from tests.tolerances import TOLERANCE, assert_close, relative_error
+from tests.parity import farther_than_stock, stock_errors
+from tests.tolerances import TOLERANCE, assert_close
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Normalisations that do something: at torch's ones and zeros a gamma before another norm has no gradient at all."""
+    """Normalisations that do something: at torch's ones and zeros a gamma before another norm has no gradient."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -64,37 +65,37 @@ PAIRS = {
 }
 
 
-def _step(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _step(module: nn.Module, x: torch.Tensor, layout=torch.contiguous_format) -> dict[str, torch.Tensor]:
+    """The output, every gradient and every running statistic of one step of a copy of the module."""
+    module = copy.deepcopy(module).to(x.dtype).to(memory_format=layout)
     y = module(x)
     torch.manual_seed(7)
     y.backward(torch.randn(y.shape).to(y.dtype))
-    return y, {name: p.grad for name, p in module.named_parameters()}
+    grads = {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
+    return {"output": y, **grads, **{name: b for name, b in module.named_buffers() if b.is_floating_point()}}
 
 
-def allowed(stock: torch.Tensor, oracle: torch.Tensor) -> float:
-    """Twice stock torch's own float32 error: a gamma that a later BatchNorm cancels has a gradient of rounding only."""
-    return max(2 * relative_error(stock, oracle), TOLERANCE[torch.float32])
+def _farther(ours: nn.Module, stock: nn.Module, x: torch.Tensor) -> dict[str, str]:
+    expected = _step(stock, x.double())
+    stocks = stock_errors(lambda image, layout: _step(stock, image, layout), x, expected)
+    return farther_than_stock(_step(ours, x), expected, stocks, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen norms"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_step_equals_torchs(name, frozen):
-    torch.manual_seed(0)
     make, channels = PAIRS[name]
-    ours, stock = make()
-    plain = copy.deepcopy(stock).double()
-    x = torch.randn(3, channels, 12, 10)
-    for module in (ours, stock, plain):
-        for norm in module.modules():
+    seeds = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ours, stock = make()
+        for norm in [*ours.modules(), *stock.modules()]:
             if isinstance(norm, nn.BatchNorm2d) and frozen:
                 norm.eval()
-    (y, grads), (_, stocks) = _step(ours, x), _step(stock, x)
-    expected, oracle = _step(plain, x.double())
-    assert_close(y, expected, torch.float32)
-    for key, grad in grads.items():
-        assert relative_error(grad, oracle[key]) <= allowed(stocks[key], oracle[key]), key
-    for (key, a), (_, e) in zip(ours.state_dict().items(), plain.state_dict().items(), strict=True):
-        assert_close(a, e, torch.float32, key)
+        seeds.append(_farther(ours, stock, torch.randn(3, channels, 12, 10)))
+    # One element on the other side of a kink is one seed's luck; an error in a kernel shows in every one.
+    assert not [text for key, text in seeds[0].items() if key in seeds[1] or key in seeds[2]]
+    assert not seeds[1].keys() & seeds[2].keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -184,15 +185,18 @@ def test_frozen_parameters_get_no_gradient():
     assert ours.conv[2].weight.grad is not None
 
 
+class _Twice(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block(x))
+
+
 def test_one_module_twice_in_a_graph():
-    ours, stock = block_pair()
-    plain = copy.deepcopy(stock).double()
-    x = torch.randn(2, 16, 6, 6)
-    _, grads = _step(nn.Sequential(ours, ours), x)
-    _, stocks = _step(nn.Sequential(stock, stock), x)
-    _, oracle = _step(nn.Sequential(plain, plain), x.double())
-    for key, grad in grads.items():
-        assert relative_error(grad, oracle[key]) <= allowed(stocks[key], oracle[key]), key
+    ours, stock = map(_Twice, block_pair())
+    assert not _farther(ours, stock, torch.randn(2, 16, 6, 6))
 
 
 def test_wrong_input_names_the_argument():

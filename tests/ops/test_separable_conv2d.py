@@ -89,7 +89,8 @@ def test_inference_takes_the_fused_primitive(order):
         ran.append(name)
         return function(*args)
 
-    statistics = [[torch.zeros(leaves[f"{n}_gamma"].numel()), torch.ones(leaves[f"{n}_gamma"].numel())] for n in ("mid", "out")]
+    sizes = [leaves[f"{n}_gamma"].numel() for n in ("mid", "out")]
+    statistics = [[torch.zeros(size), torch.ones(size)] for size in sizes]
     with torch.no_grad(), backends.observe(observer):
         y = _fused(leaves, order, "relu6", False, statistics)
     assert ran == ["separable_fwd" if order == "depthwise_first" else "inverted_residual_fwd"]

@@ -54,7 +54,9 @@ void weight_gradient(const Conv2dWeightGradient& p) {
   merge_weight_gradients(dw.data(), chunks, s.n, k, pitch, p.dw);
 }
 
-void conv2d_forward(const Conv2dForward& p) { p.shape.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p); }
+void conv2d_forward(const Conv2dForward& p) {
+  p.shape.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+}
 
 void conv2d_weight_gradient(const Conv2dWeightGradient& p) {
   p.shape.dtype == kFloat32 ? weight_gradient<float>(p) : weight_gradient<bf16>(p);

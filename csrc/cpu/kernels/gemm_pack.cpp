@@ -30,7 +30,8 @@ void pack_panel(const MatrixSource& s, int64_t panel, float* out) {
       for (int64_t w = base; w < end; ++w) {
         const int64_t k = w * Words::kPerWord;
         const float low = j < columns && k < s.k ? element<T>(s, k, first + j) : 0.0f;
-        const float high = Words::kPerWord == 2 && j < columns && k + 1 < s.k ? element<T>(s, k + 1, first + j) : 0.0f;
+        const float high =
+            Words::kPerWord == 2 && j < columns && k + 1 < s.k ? element<T>(s, k + 1, first + j) : 0.0f;
         put_word(Words{}, out + w * kLanes + j, low, high);
       }
     }
@@ -48,8 +49,7 @@ void pack_panel_rows(const MatrixSource& s, int64_t panel, float* out) {
     return columns >= kLanes ? load(p) : load(p, int(columns));
   };
   for (int64_t w = 0; w < words; ++w) {
-    if constexpr (Words::kPerWord == 1)
-      store(out + w * kLanes, row(w));
+    if constexpr (Words::kPerWord == 1) store(out + w * kLanes, row(w));
 #if FASTCNN_ISA_LEVEL >= 3
     else
       store_pairs(out + w * kLanes, row(2 * w), row(2 * w + 1));
@@ -58,7 +58,8 @@ void pack_panel_rows(const MatrixSource& s, int64_t panel, float* out) {
 }
 
 #if FASTCNN_ISA_LEVEL >= 2
-// Columns of B whose reductions are contiguous in memory (a forward's float weight): a gather takes one word of each.
+// Columns of B whose reductions are contiguous in memory (a forward's float weight): a gather takes one word
+// of each.
 template <class Words>
 void pack_panel_columns(const MatrixSource& s, int64_t panel, float* out) {
   const int64_t words = reduction_words<Words>(s.k), first = panel * kLanes, columns = s.n - first;
@@ -71,8 +72,7 @@ void pack_panel_columns(const MatrixSource& s, int64_t panel, float* out) {
     return k < s.k ? mul(scale, _mm512_mask_i32gather_ps(zero(), mask, offsets, data + k, 4)) : zero();
   };
   for (int64_t w = 0; w < words; ++w) {
-    if constexpr (Words::kPerWord == 1)
-      store(out + w * kLanes, column(w));
+    if constexpr (Words::kPerWord == 1) store(out + w * kLanes, column(w));
 #if FASTCNN_ISA_LEVEL >= 3
     else
       store_pairs(out + w * kLanes, column(2 * w), column(2 * w + 1));

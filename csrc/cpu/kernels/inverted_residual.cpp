@@ -1,4 +1,5 @@
-// MobileNet-v2's block in its inference form: expand, depthwise, project, add, with the hidden channels in cache only.
+// MobileNet-v2's block in its inference form: expand, depthwise, project, add, with the hidden channels in
+// cache only.
 #include "cpu/depthwise_strip.h"
 #include "cpu/kernels.h"
 #include "cpu/pixel_rows.h"
@@ -10,7 +11,8 @@ namespace {
 // Ring of hidden rows: half of a 1 MB L2, the rest is for the A tiles and the panels of B.
 constexpr int64_t kRingFloats = 128 * 1024;
 
-// Expanded pixels on their way into the ring: tile pixel `row` is pixel first + row, counted from the top of the image.
+// Expanded pixels on their way into the ring: tile pixel `row` is pixel first + row, counted from the top of
+// the image.
 struct HiddenSink : RegisterSink {
   const DepthwiseStrip& strip;
   const DepthwiseShape& s;
@@ -18,8 +20,8 @@ struct HiddenSink : RegisterSink {
   int64_t channels, first;
   Bounds bounds;
 
-  HiddenSink(const DepthwiseStrip& strip, const DepthwiseShape& s, const ScaleShiftAct& affine, int64_t channels,
-             int64_t first)
+  HiddenSink(const DepthwiseStrip& strip, const DepthwiseShape& s, const ScaleShiftAct& affine,
+             int64_t channels, int64_t first)
       : strip(strip), s(s), affine(affine), channels(channels), first(first), bounds(affine.act) {}
 
   bool takes(int64_t, int64_t) const { return bounds.simple; }
@@ -30,7 +32,8 @@ struct HiddenSink : RegisterSink {
     return w < ring_width(s) ? strip.row(h) + w * strip.pitch() : nullptr;
   }
 
-  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
+                  int64_t columns) const {
     for (int64_t r = 0; r < rows; ++r) {
       float* out = pixel(row + r);
       for (int64_t v = 0; out && v < columns; v += kLanes)
@@ -81,7 +84,8 @@ class InvertedResidual {
     const int64_t ring = round_up(DepthwiseStrip::floats(s_, plan_.per_tile), 16);
     const int64_t in_tile = tile_rows<Words>(expand_.words, s_.in_h * s_.in_w);
     const int64_t in_floats = tile_floats(in_tile, expand_.words);
-    const int64_t row_floats = s_.out_w * round_up(hidden_, kLanes);  // a depthwise row that is itself the result
+    const int64_t row_floats =
+        s_.out_w * round_up(hidden_, kLanes);  // a depthwise row that is itself the result
     const int64_t out_floats =
         p_.packed_project ? tile_floats(plan_.per_tile * s_.out_w, project_.words) : row_floats;
     float* memory = thread_scratch(ring + in_floats + out_floats);
@@ -98,7 +102,8 @@ class InvertedResidual {
     }
   }
 
-  // Hidden rows [h0, h1) of an image into the ring: a product over their pixels, some rows of an A tile at a time.
+  // Hidden rows [h0, h1) of an image into the ring: a product over their pixels, some rows of an A tile at a
+  // time.
   void make_hidden(const DepthwiseStrip& strip, int64_t image, int64_t h0, int64_t h1,
                    const TileWriter<Words>& input) const {
     const PixelGrid dense{s_.images, s_.in_h, s_.in_w, s_.in_h, s_.in_w, 1, 1};
@@ -111,14 +116,16 @@ class InvertedResidual {
     });
   }
 
-  void project(const DepthwiseStrip& strip, int64_t image, int64_t p0, int64_t p1, const TileWriter<Words>& a) const {
+  void project(const DepthwiseStrip& strip, int64_t image, int64_t p0, int64_t p1,
+               const TileWriter<Words>& a) const {
     for (int64_t p = p0; p < p1; ++p) {
       TileSink<Words> sink{p_.middle, a, (p - p0) * s_.out_w, hidden_};
       strip.output_row(p, sink);
     }
     for (int64_t row = 0; row < a.rows; ++row) a.pad(row, hidden_);
     const int64_t pixel = (image * s_.out_h + p0) * s_.out_w;
-    multiply_tile(a, a.rows, project_, 0, ceil_div(p_.n, kLanes), StoreSink<T>(p_.epilogue, p_.n, pixel, nullptr, false));
+    multiply_tile(a, a.rows, project_, 0, ceil_div(p_.n, kLanes),
+                  StoreSink<T>(p_.epilogue, p_.n, pixel, nullptr, false));
   }
 
   // Without a projection the depthwise rows are the result.
@@ -128,7 +135,8 @@ class InvertedResidual {
     for (int64_t p = p0; p < p1; ++p) {
       RawSink sink{row, strip.pitch()};
       strip.output_row(p, sink);
-      store_block<T>(e, hidden_, row, strip.pitch(), (image * s_.out_h + p) * s_.out_w, s_.out_w, 0, strip.pitch());
+      store_block<T>(e, hidden_, row, strip.pitch(), (image * s_.out_h + p) * s_.out_w, s_.out_w, 0,
+                     strip.pitch());
     }
   }
 
@@ -140,7 +148,8 @@ class InvertedResidual {
   mutable AlignedBuffer<float> weight_;
 };
 
-// Expand through memory, then the separable kernel: where images are too small and too few to be shared by rows.
+// Expand through memory, then the separable kernel: where images are too small and too few to be shared by
+// rows.
 void through_memory(const InvertedResidualForward& p) {
   const DepthwiseShape& s = p.depthwise;
   AlignedBuffer<char> hidden(size_t(s.images * s.in_h * s.in_w * s.channels * bytes_of(s.dtype)) + 64);

@@ -1,7 +1,8 @@
 // Pointwise convolution backward: dx = dy W and dW = dy^T a, with dy and a made on load from raw outputs.
 //
-// Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its operands.
-// Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes ranges of output channels.
+// Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its
+// operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes ranges of output
+// channels.
 #include "cpu/epilogue.h"
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
@@ -11,10 +12,12 @@
 namespace fastcnn {
 namespace {
 
-constexpr int64_t kCachedWeightGradient = 256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
+constexpr int64_t kCachedWeightGradient =
+    256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
 constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
 
-// Input gradients on their way to memory, masked by the input's prologue, with their two sums in `sums` [2][pitch].
+// Input gradients on their way to memory, masked by the input's prologue, with their two sums in `sums`
+// [2][pitch].
 template <class T>
 struct DxSink : RegisterSink {
   const PointwiseBackward& p;
@@ -24,7 +27,12 @@ struct DxSink : RegisterSink {
   Bounds bounds;
 
   DxSink(const PointwiseBackward& p, int64_t first, int64_t pitch, float* sums, bool opens)
-      : p(p), first(first), pitch(pitch), sums(p.output.sums ? sums : nullptr), opens(opens), bounds(p.input.affine.act) {}
+      : p(p),
+        first(first),
+        pitch(pitch),
+        sums(p.output.sums ? sums : nullptr),
+        opens(opens),
+        bounds(p.input.affine.act) {}
 
   bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
 
@@ -35,7 +43,8 @@ struct DxSink : RegisterSink {
     return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
   }
 
-  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
+                  int64_t columns) const {
     const ScaleShiftAct& pre = p.input.affine;
     for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
       const int64_t at = column + v, n = p.k - at;
@@ -66,7 +75,8 @@ struct DxSink : RegisterSink {
         continue;
       }
       const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
-      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f), shift = pre.shift ? load(pre.shift + at) : zero();
+      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f),
+              shift = pre.shift ? load(pre.shift + at) : zero();
       Totals totals(*this, at, row);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
@@ -203,7 +213,8 @@ class Backward {
       float* scratch = thread_scratch(tile_floats(rows_, dy_words_) + wgrad_floats<Words>(rows_, 0, p_.k));
       const TileWriter<Words> dy{scratch, count};
       fill_dy(first, count, dy);
-      const WgradTile<Words> columns(scratch, count, p_.n), a(scratch + tile_floats(rows_, dy_words_), count, p_.k);
+      const WgradTile<Words> columns(scratch, count, p_.n),
+          a(scratch + tile_floats(rows_, dy_words_), count, p_.k);
       fill_input(first, a);
       accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
       multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),

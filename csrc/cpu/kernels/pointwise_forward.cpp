@@ -1,4 +1,5 @@
-// Pointwise convolution forward: A tiles of pixels with the prologue applied, times packed weights, with an epilogue.
+// Pointwise convolution forward: A tiles of pixels with the prologue applied, times packed weights, with an
+// epilogue.
 #include "cpu/kernels.h"
 #include "cpu/pixel_rows.h"
 #include "cpu/product_forward.h"
@@ -14,7 +15,9 @@ void forward(const PointwiseForward& p) {
                      });
 }
 
-void pointwise_forward(const PointwiseForward& p) { p.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p); }
+void pointwise_forward(const PointwiseForward& p) {
+  p.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+}
 
 }  // namespace
 
