@@ -6,12 +6,13 @@
 //
 //   const int64_t pitch = round_up(channels, kLanes);
 //   RowRing ring(shape, pitch, thread_scratch(RowRing::floats(shape, pitch)));
-//   pack_depthwise_weight(shape, weight, c0, channels, pitch, packed);            // once per call
+//   pack_depthwise_weight(shape, weight, c0, channels, pitch, packed);  // once per call
+//   const auto fill = [&](int64_t h, float* row) {
+//     fill_row<T>(shape, x, prologue, image, h, c0, channels, pitch, row);
+//   };
 //   const float* rows[kMostKernelRows];
 //   for (p = ...) {
-//     ring.advance(p, [&](int64_t h, float* row) { fill_row<T>(shape, x, prologue, image, h, c0, channels,
-//     pitch, row);
-//                                                }, rows);
+//     ring.advance(p, fill, rows);
 //     depthwise_row(shape, rows, pitch, packed, pitch, 0, pitch, dst, dst_ld);
 //   }
 #pragma once
