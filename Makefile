@@ -12,11 +12,12 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp
 SANITIZERS := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat bench gpu sanitize emulate-amx lint format native clean
+.PHONY: help demo test test-slow compat bench gpu sanitize emulate-amx lint format native clean
 
 help:
 	@echo "make demo         make .venv, install, run MobileNet-v2 and Xception on photographs"
 	@echo "make test         make .venv, install, run the tests; then the op tests under the oldest torch (compat)"
+	@echo "make test-slow    the tests that take minutes: every CUDA and Triton kernel for every architecture"
 	@echo "make bench        the benchmarks on this CPU"
 	@echo "make gpu          with a GPU and PyTorch but no network: build, test, benchmark, compute-sanitizer"
 	@echo "make sanitize     the op tests against a core built with AddressSanitizer and UBSan"
@@ -58,8 +59,12 @@ demo: native
 	$(VENV)/bin/fastcnn demo
 
 test: native $(VENV)/.stamp-test
-	$(PY) -m pytest tests $(PYTEST_ARGS)
+	$(PY) -m pytest tests -m "not slow" $(PYTEST_ARGS)
 	$(MAKE) compat
+
+# Every kernel compiled for every architecture: minutes of nvcc and ptxas for what `make test` samples.
+test-slow: native $(VENV)/.stamp-test
+	$(PY) -m pytest tests -m slow $(PYTEST_ARGS)
 
 # The module that `native` built, loaded by the oldest torch that the package supports: nothing is rebuilt.
 compat: native $(COMPAT_VENV)/.stamp
