@@ -9,7 +9,9 @@ from torch import nn
 from fastcnn import backends
 from fastcnn.benchmark import peaks
 from fastcnn.explain import explain
+from fastcnn.models import create_model
 from fastcnn.ops.conv_chain import Conv, conv_chain
+from fastcnn.optimize import optimize
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +105,10 @@ def test_observer_sees_arguments_and_output() -> None:
         _Pointwise()(_input())
     _Pointwise()(_input())
     assert [(s[0], s[1], s[3]) for s in seen] == [("pointwise_fwd", (2, 8, 6, 5), (2, 16, 6, 5))]
+
+
+def test_every_primitive_of_the_models_is_counted() -> None:
+    rows = explain(optimize(create_model("xception").eval()), torch.randn(1, 3, 75, 75)).rows
+    pools = [row for row in rows if row.op == "max_pool2d_fwd"]
+    assert len(pools) == 4
+    assert all(row.operations > 0 and row.bytes > 0 for row in rows)

@@ -52,6 +52,8 @@ def primitive_operations(primitive: str, args: Sequence, output: object) -> floa
         return wanted * _forward_operations({"weight": arguments["weight"]}, grad)
     if any(name.endswith("weight") for name in arguments):
         return _forward_operations(arguments, next(iter(tensors([output]))))
+    if "kernel" in arguments:  # pooling: a comparison for each tap
+        return float(math.prod(arguments["kernel"]) * sum(t.numel() for t in tensors([output])))
     return 2.0 * arguments["y"].numel()  # a scale and a shift
 
 
