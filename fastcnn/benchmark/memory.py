@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastcnn.cpu.memory import empty_cache
+
 
 def saved_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     """Bytes that the call saves for backward: each storage once, parameters and buffers left out."""
@@ -48,7 +50,9 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc keeps would hide what the call takes
+        # Freed memory that malloc or our own cache keeps would hide what the call takes.
+        ctypes.CDLL(None).malloc_trim(0)
+        empty_cache()
         Path("/proc/self/clear_refs").write_text("5")  # 5: forget the peak
         before = _status("VmRSS")
         call()
