@@ -7,6 +7,7 @@ otherwise one element in ten million has another derivative in float32 than in f
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -99,6 +100,26 @@ def check_opcheck(primitive: str, args: tuple, backend: str) -> None:
     require(backend, primitive)
     with backends.force(backend):
         torch.library.opcheck(getattr(torch.ops.fastcnn, primitive).default, args)
+
+
+def value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+    """The function's value, and the gradients of all its tensors under the upstream gradient."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    y.backward(grad.to(y.dtype))
+    return [y, *(t.grad for t in leaves)]
+
+
+def compare_gradients(
+    function: Callable[..., Tensor], plain: Callable[..., Tensor], tensors: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    """Compares a public function's value and gradients in dtype with those of the plain torch form in float64."""
+    exact = [t.double() for t in tensors]
+    grad = torch.randn(plain(*exact).shape, dtype=dtype)
+    actual, expected = value_and_gradients(function, tensors, grad), value_and_gradients(plain, exact, grad)
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.dtype == dtype
+        assert_close(a, e, dtype, f"gradient of tensor {i - 1}" if i else "value")
 
 
 def forward_head(channels: int, variant: str) -> tuple:

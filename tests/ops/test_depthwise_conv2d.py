@@ -89,28 +89,14 @@ def test_opcheck(backend):
     cases.check_opcheck("depthwise_bwd", backward_args(GEOMETRIES[0], "full", NEEDS[0]), backend)
 
 
-def _value_and_gradients(function, tensors, grad):
-    leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    y = function(*leaves)
-    y.backward(grad.to(y.dtype))
-    return [y, *(t.grad for t in leaves)]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_public_function(geometry, dtype, preferred):
     n, c, m, h, w, kernel, *where = geometry
-    x, bias = torch.randn(n, c, h, w, dtype=dtype), torch.randn(c * m, dtype=dtype)
-    weight = cases.weight(c * m, 1, *kernel, dtype=dtype)
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), *where, groups=c)
-    grad = torch.randn(expected.shape, dtype=dtype)
-    actual = _value_and_gradients(lambda *t: ops.depthwise_conv2d(*t, *where), (x, weight, bias), grad)
-    oracle = _value_and_gradients(
-        lambda *t: F.conv2d(*t, *where, groups=c), (x.double(), weight.double(), bias.double()), grad
+    tensors = [t.to(dtype) for t in (torch.randn(n, c, h, w), cases.weight(c * m, 1, *kernel), torch.randn(c * m))]
+    cases.compare_gradients(
+        lambda *t: ops.depthwise_conv2d(*t, *where), lambda *t: F.conv2d(*t, *where, groups=c), tensors, dtype
     )
-    for a, e, name in zip(actual, oracle, ("y", "dx", "dw", "db")):
-        assert a.dtype == dtype
-        assert_close(a, e, dtype, name)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

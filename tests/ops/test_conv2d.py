@@ -1,0 +1,140 @@
+"""The general convolution: the primitives on every backend, and the public function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcnn import backends, ops
+from fastcnn.ops.layout import conv_out_size
+from tests.ops import cases
+from tests.ops.cases import BACKWARD, DTYPES, FORWARD, LAYOUTS, NEEDS
+
+ONE = (1, 1)
+# n, K, C, h, w, kernel, stride, padding, dilation, groups
+GEOMETRIES = [
+    (2, 3, 32, 13, 15, (3, 3), (2, 2), ONE, ONE, 1),  # MobileNet-v2's stem
+    (1, 3, 32, 13, 14, (3, 3), (2, 2), (0, 0), ONE, 1),  # Xception's
+    (1, 32, 64, 9, 8, (3, 3), ONE, (0, 0), ONE, 1),
+    (1, 17, 9, 7, 9, (3, 3), ONE, ONE, (2, 1), 1),
+    (1, 5, 7, 12, 11, (7, 7), (2, 2), (3, 3), ONE, 1),
+    (2, 8, 16, 6, 5, (2, 4), (1, 2), (1, 2), ONE, 1),
+    (1, 12, 8, 6, 7, (3, 3), ONE, ONE, ONE, 4),
+    (1, 1, 33, 5, 6, (1, 3), ONE, (0, 1), ONE, 1),
+]
+
+
+def shapes(geometry):
+    n, k, c, h, w, kernel, stride, padding, dilation, groups = geometry
+    size = [conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return (n, k, h, w), (c, k // groups, *kernel), (n, c, *size), (stride, padding, dilation, groups)
+
+
+def forward_args(geometry, variant, dtype=torch.float32):
+    x, weight, out, where = shapes(geometry)
+    head, tail = cases.forward_head(x[1], variant), cases.forward_tail(out, variant, dtype)
+    return (
+        cases.on_grid(*x, dtype=dtype),
+        cases.weight(*weight, dtype=dtype),
+        *head,
+        *tail,
+        *where,
+        variant == "stats",
+    )
+
+
+def backward_args(geometry, variant, needs, dtype=torch.float32):
+    x, weight, out, where = shapes(geometry)
+    source = cases.backward_source(cases.on_grid(*x, dtype=dtype), variant)
+    upstream = cases.backward_upstream(out, variant, dtype)
+    return (*upstream, *source, cases.weight(*weight, dtype=dtype), *where, *needs)
+
+
+def skip_groups(geometry, backend):
+    if geometry[-1] > 1 and backend == "cpu":
+        pytest.skip("conv2d on the cpu backend has no groups")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", FORWARD)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_forward(geometry, variant, dtype, backend, poison):
+    skip_groups(geometry, backend)
+    cases.check("conv2d_fwd", forward_args(geometry, variant, dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", BACKWARD)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_backward(geometry, variant, dtype, backend, poison):
+    args = backward_args(geometry, variant, NEEDS[0], dtype)
+    reason = backends.refusal(backend, "conv2d_bwd", args)
+    if reason:
+        pytest.skip(reason)
+    cases.check("conv2d_bwd", args, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", BACKWARD)
+@pytest.mark.parametrize("geometry", [g for g in GEOMETRIES if g[-1] == 1])
+def test_weight_gradient(geometry, variant, dtype, backend, poison):
+    cases.check("conv2d_bwd", backward_args(geometry, variant, (False, True, False), dtype), backend)
+
+
+@pytest.mark.parametrize("needs", NEEDS[1:])
+def test_backward_makes_only_what_is_asked(needs, backend, poison):
+    args = backward_args(GEOMETRIES[0], "full", needs)
+    reason = backends.refusal(backend, "conv2d_bwd", args)
+    if reason:
+        pytest.skip(reason)
+    cases.check("conv2d_bwd", args, backend)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, backend, poison):
+    x, *rest = forward_args(GEOMETRIES[2], "epilogue")
+    cases.check("conv2d_fwd", (cases.laid_out(x, layout), *rest), backend)
+
+
+def test_half_on_the_reference():
+    cases.check("conv2d_fwd", forward_args(GEOMETRIES[0], "epilogue", torch.float16), "reference")
+
+
+def test_opcheck(backend):
+    cases.check_opcheck("conv2d_fwd", forward_args(GEOMETRIES[0], "epilogue"), backend)
+    args = backward_args(GEOMETRIES[0], "full", NEEDS[0])
+    if backends.refusal(backend, "conv2d_bwd", args) is None:
+        cases.check_opcheck("conv2d_bwd", args, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_public_function(geometry, dtype, preferred):
+    x, weight, _, where = shapes(geometry)
+    tensors = [t.to(dtype) for t in (torch.randn(x), cases.weight(*weight), torch.randn(weight[0]))]
+    cases.compare_gradients(lambda *t: ops.conv2d(*t, *where), lambda *t: F.conv2d(*t, *where), tensors, dtype)
+
+
+def test_gradcheck():
+    sizes = ((2, 4, 5, 4), (6, 2, 3, 2), (6,))
+    tensors = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in sizes]
+    with backends.force("reference"):
+        assert torch.autograd.gradcheck(lambda *t: ops.conv2d(*t, (2, 1), 1, (1, 2), 2), tensors)
+
+
+X = torch.randn(2, 8, 9, 7)
+BAD = [
+    ((X, torch.randn(4, 7, 3, 3)), {}, r"weight: got shape \[4, 7, 3, 3\], expected \[C, 8, R, S\]"),
+    ((X, torch.randn(4, 4, 3, 3)), {"groups": 3}, "groups: got 3, expected a divisor of x's 8 channels"),
+    ((X, torch.randn(3, 4, 3, 3)), {"groups": 2}, r"weight: got shape \[3, 4, 3, 3\], expected \[C, 4, R, S\] with C"),
+    ((X, torch.randn(4, 8, 3)), {}, r"weight: got shape \[4, 8, 3\]"),
+    ((X, torch.randn(4, 8, 0, 3)), {}, r"weight: got shape \[4, 8, 0, 3\]"),
+    ((X, torch.randn(4, 8, 10, 3)), {}, "x: got 9 x 7 pixels before weight"),
+]
+
+
+@pytest.mark.parametrize(("args", "options", "message"), BAD)
+def test_bad_input(args, options, message):
+    with pytest.raises(ValueError, match=message):
+        ops.conv2d(*args, **options)
