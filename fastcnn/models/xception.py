@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
 from fastcnn.nn.folded import FoldedChain, FoldedClassifier, FoldedResidual
-from fastcnn.nn.fused import Unit, activation_name, convolutions, is_foldable
-from fastcnn.ops import conv_chain, max_pool2d
+from fastcnn.nn.fused import Unit, activation_name, convolutions, is_foldable, run_units
+from fastcnn.ops import max_pool2d
 
 
 class SeparableConv(nn.Module):
@@ -33,7 +33,7 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution alone; a fused block does not call it."""
-        return conv_chain(x, convolutions([Unit((self.conv1, self.pointwise))]))
+        return run_units(x, [Unit((self.conv1, self.pointwise))])
 
 
 def _units(layers: Sequence[nn.Module]) -> tuple[str, list[Unit]]:
@@ -98,9 +98,9 @@ class Block(nn.Module):
         """The block's output [N, out_channels, P, Q]."""
         in_act, units = _units(self.rep)
         if self.skip is None:
-            return conv_chain(x, convolutions(units), in_act, x)
-        y = _pool(conv_chain(x, convolutions(units), in_act), self.stride)
-        return conv_chain(x, convolutions(self._skip_units()), residual=y)
+            return run_units(x, units, in_act, x)
+        y = _pool(run_units(x, units, in_act), self.stride)
+        return run_units(x, self._skip_units(), residual=y)
 
     def folded(self, dtype: torch.dtype | None) -> nn.Module | None:
         """The inference form (fastcnn.optimize)."""
@@ -164,10 +164,10 @@ class Xception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, num_classes]."""
-        x = conv_chain(x, convolutions(self._stem()))
+        x = run_units(x, self._stem())
         for block in self._blocks():
             x = block(x)
-        x = conv_chain(x, convolutions(self._exit()))
+        x = run_units(x, self._exit())
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         return self.fc(F.dropout(x, self.dropout, self.training) if self.dropout else x)
 

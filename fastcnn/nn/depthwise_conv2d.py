@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcnn.nn.fused import FusedModule, Unit, padding_of
+from fastcnn.nn.fused import FusedModule, Unit, check_channels, padding_of
 from fastcnn.ops import depthwise_conv2d
 
 Pair = tuple[int, int]
@@ -58,6 +58,7 @@ class DepthwiseConv2d(nn.Conv2d):
         Raises:
             TypeError, ValueError: an input that does not fit the layer.
         """
+        check_channels(x, self.in_channels)
         padding = padding_of(self)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)

@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.ops import Affine, BatchNorm, Conv, conv_chain
+from fastcnn.ops.validation import Labels, check_input, shape_of
 
 Pair = tuple[int, int]
 
 _ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Identity: "none"}
 _MODULES = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish}
+
+
+def _labels(position: int) -> Labels:
+    name = f"convolution {position}"
+    return Labels((f"{name}'s weight", f"{name}'s pointwise weight"), f"{name}'s norm", act=f"{name}'s act")
+
+
+# What messages call the parts of a layer's convolutions, which its caller did not pass; no layer has as many.
+_LABELS = tuple(_labels(i + 1) for i in range(16))
 
 
 class Unit(NamedTuple):
@@ -122,6 +132,23 @@ def convolutions(units: Sequence[Unit], frozen: bool = False) -> list[Conv]:
     return [_conv(unit, frozen) for unit in units]
 
 
+def check_channels(x: Tensor, channels: int) -> None:
+    """Raises unless x is a floating [N, channels, H, W] tensor: a layer's weights are its own, so x is what is wrong."""
+    check_input(x)
+    if x.shape[1] != channels:
+        raise ValueError(f"x: got shape {shape_of(x)}, expected [N, {channels}, H, W]")
+
+
+def run_units(x: Tensor, units: Sequence[Unit], in_act: str = "none", residual: Tensor | None = None) -> Tensor:
+    """The units as one conv_chain; x is checked before any BatchNorm counts the batch.
+
+    Raises:
+        TypeError, ValueError: an input that does not fit the first convolution or a later one.
+    """
+    check_channels(x, units[0].convs[0].in_channels)
+    return conv_chain(x, convolutions(units), in_act, residual, _LABELS)
+
+
 def is_foldable(units: Sequence[Unit]) -> bool:
     """Whether every normalisation is a BatchNorm2d with running statistics, which weights can absorb."""
     norms = [unit.norm for unit in units if unit.norm is not None]
@@ -143,7 +170,7 @@ class FusedModule(nn.Module):
         Raises:
             TypeError, ValueError: an input that does not fit the layer.
         """
-        return conv_chain(x, convolutions(self.units()), self.in_act, residual)
+        return run_units(x, self.units(), self.in_act, residual)
 
     def folded(self, dtype: torch.dtype | None) -> nn.Module | None:
         """The inference form (fastcnn.optimize), or None where a BatchNorm keeps no running statistics."""

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fastcnn.nn.conv_norm_act import ConvNormAct
 from fastcnn.nn.folded import FoldedResidual
-from fastcnn.nn.fused import FusedModule, Unit, convolutions, is_foldable
-from fastcnn.ops import conv_chain
+from fastcnn.nn.fused import FusedModule, Unit, convolutions, is_foldable, run_units
 
 
 class InvertedResidual(FusedModule):
@@ -70,7 +69,7 @@ class InvertedResidual(FusedModule):
         Raises:
             TypeError, ValueError: an input that does not fit the block.
         """
-        return conv_chain(x, convolutions(self.units()), "none", x if self.use_res_connect else None)
+        return run_units(x, self.units(), residual=x if self.use_res_connect else None)
 
     def folded(self, dtype: torch.dtype | None) -> nn.Module | None:
         """The inference form (fastcnn.optimize), or None where a BatchNorm keeps no running statistics."""

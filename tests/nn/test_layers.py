@@ -201,7 +201,7 @@ def test_one_module_twice_in_a_graph():
 
 def test_wrong_input_names_the_argument():
     ours, _ = block_pair()
-    with pytest.raises(ValueError, match=r"got shape \[96, 16, 1, 1\], expected \[C, 15, 1, 1\]"):
+    with pytest.raises(ValueError, match=r"x: got shape \[2, 15, 6, 6\], expected \[N, 16, H, W\]"):
         ours(torch.randn(2, 15, 6, 6))
     with pytest.raises(ValueError, match="x: got"):
         fastcnn.optimize(ours)(torch.randn(16, 6, 6))
