@@ -8,68 +8,95 @@
 namespace fastcnn {
 namespace {
 
-struct PatchOrigin {
-  int64_t image, h, w;
-};
-
-inline PatchOrigin patch_origin(const Conv2dShape& s, int64_t pixel) {
-  const int64_t q = pixel % s.out_w, rest = pixel / s.out_w;
-  return {rest / s.out_h, rest % s.out_h * s.stride_h - s.pad_h, q * s.stride_w - s.pad_w};
-}
-
-// A copy of `count` elements by whole vectors; the few past the end are overwritten by what follows them.
+// A copy of `count` elements by whole vectors, zeros after them; what follows overwrites those.
 template <class T>
 inline void copy_run(T* out, const T* in, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) store(out + i, load_upto(in + i, count - i));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) copy_vector(out + i, in + i);
+  if (i < count) copy_vector(out + i, in + i, int(count - i));
 }
 
 template <class T>
 inline void clear_run(T* out, int64_t count) {
-  if (count > 0) std::memset(static_cast<void*>(out), 0, size_t(count) * sizeof(T));
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, zero());
 }
 
-// One patch, [kernel_h][kernel_w][tap_channels] elements and up to kLanes more; padding is zero after the
-// prologue.
+// Patches of consecutive output pixels, as [kernel_h][kernel_w][tap_channels]; padding is zero after the
+// prologue. A patch is written by whole vectors: up to kLanes elements past round_up(reduction, kLanes).
 template <class T>
-void gather_patch(const Conv2dShape& s, const Activations& x, const ScaleShiftAct& prologue, int64_t pixel,
-                  T* row) {
-  const PatchOrigin o = patch_origin(s, pixel);
-  const bool plain = prologue.is_identity();
-  // Neighbouring taps of a dense, undilated input are one run of memory: three channels of a stem make nine
-  // elements.
-  const bool runs = plain && x.ld == s.channels && s.tap_channels == s.channels && s.dilation_w == 1;
-  for (int kh = 0; kh < s.kernel_h; ++kh) {
-    const int64_t h = o.h + int64_t(kh) * s.dilation_h, span = s.kernel_w * s.tap_channels;
-    T* out = row + kh * span;
-    if (h < 0 || h >= s.in_h) {
-      clear_run(out, span + kLanes);
-      continue;
-    }
-    const T* line = static_cast<const T*>(x.data) + (o.image * s.in_h + h) * s.in_w * x.ld;
-    if (runs && o.w >= 0 && o.w + s.kernel_w <= s.in_w) {
-      copy_run(out, line + o.w * x.ld, span);
-      continue;
-    }
-    for (int kw = 0; kw < s.kernel_w; ++kw, out += s.tap_channels) {
-      const int64_t w = o.w + int64_t(kw) * s.dilation_w;
-      if (w < 0 || w >= s.in_w) {
-        clear_run(out, s.tap_channels + kLanes);
+class PatchRows {
+ public:
+  PatchRows(const Conv2dShape& s, const Activations& x, const ScaleShiftAct& prologue, int64_t pixel)
+      : s_(s),
+        x_(x),
+        prologue_(prologue),
+        plain_(prologue.is_identity()),
+        // Neighbouring taps of a dense, undilated input are one run of memory: three channels of a stem make
+        // nine elements.
+        runs_(plain_ && x.ld == s.channels && s.tap_channels == s.channels && s.dilation_w == 1),
+        span_(s.kernel_w * s.tap_channels),
+        q_(pixel % s.out_w),
+        p_(pixel / s.out_w % s.out_h),
+        image_(pixel / s.out_w / s.out_h) {}
+
+  // Writes the patch of the pixel that is next in turn.
+  void next(T* row) {
+    const int64_t h0 = p_ * s_.stride_h - s_.pad_h, w0 = q_ * s_.stride_w - s_.pad_w;
+    const bool inside = runs_ && w0 >= 0 && w0 + s_.kernel_w <= s_.in_w;
+    for (int kh = 0; kh < s_.kernel_h; ++kh) {
+      const int64_t h = h0 + int64_t(kh) * s_.dilation_h;
+      T* out = row + kh * span_;
+      if (h < 0 || h >= s_.in_h) {
+        clear_run(out, span_);
         continue;
       }
-      const T* in = line + w * x.ld;
-      if (plain) {
-        copy_run(out, in, s.channels);
-      } else {
-        for (int64_t c = 0; c < s.channels; c += kLanes)
-          store(out + c, apply(prologue, load_upto(in + c, s.channels - c), c, s.channels - c));
+      const T* line = static_cast<const T*>(x_.data) + (image_ * s_.in_h + h) * s_.in_w * x_.ld;
+      if (inside)
+        copy_run(out, line + w0 * x_.ld, span_);
+      else
+        taps(line, w0, out);
+    }
+    const int64_t k = s_.reduction();
+    clear_run(row + k, round_up(k, kLanes) - k);
+    advance();
+  }
+
+ private:
+  // One kernel row of a patch, tap by tap.
+  void taps(const T* line, int64_t w0, T* out) const {
+    for (int kw = 0; kw < s_.kernel_w; ++kw, out += s_.tap_channels) {
+      const int64_t w = w0 + int64_t(kw) * s_.dilation_w;
+      if (w < 0 || w >= s_.in_w) {
+        clear_run(out, s_.tap_channels);
+        continue;
       }
-      const int64_t written = round_up(s.channels, kLanes);
-      clear_run(out + written, s.tap_channels - written);
+      const T* in = line + w * x_.ld;
+      if (plain_) {
+        copy_run(out, in, s_.channels);
+      } else {
+        for (int64_t c = 0; c < s_.channels; c += kLanes)
+          store(out + c, apply(prologue_, load_upto(in + c, s_.channels - c), c, s_.channels - c));
+      }
+      const int64_t written = round_up(s_.channels, kLanes);
+      clear_run(out + written, s_.tap_channels - written);
     }
   }
-  const int64_t k = s.reduction();
-  clear_run(row + k, round_up(k, kLanes) - k);
-}
+
+  void advance() {
+    if (++q_ < s_.out_w) return;
+    q_ = 0;
+    if (++p_ < s_.out_h) return;
+    p_ = 0;
+    ++image_;
+  }
+
+  const Conv2dShape& s_;
+  const Activations& x_;
+  const ScaleShiftAct& prologue_;
+  const bool plain_, runs_;
+  const int64_t span_;
+  int64_t q_, p_, image_;
+};
 
 // Elements of a buffer that holds one patch.
 inline int64_t patch_elements(const Conv2dShape& s) { return round_up(s.reduction(), kLanes) + 2 * kLanes; }

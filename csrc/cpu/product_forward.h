@@ -8,13 +8,15 @@
 namespace fastcnn {
 namespace {
 
+constexpr int64_t kMostTileRows = 128;
+
 // Rows of an A tile: a quarter of a 1 MB L2, and no more than eight microtiles.
 template <class Words>
 int64_t tile_rows(int64_t words, int64_t pixels) {
   const int64_t fit = 256 * 1024 / (round_up(words, kBlockWords) * 4) / kMicroRows;
   int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
 #if FASTCNN_ISA_LEVEL >= 4
-  if (Words::kPerWord == 2) rows = fit > 4 ? 128 : 64;
+  if (Words::kPerWord == 2) rows = fit > 4 ? kMostTileRows : 64;
 #endif
   return rows < pixels ? rows : pixels;
 }

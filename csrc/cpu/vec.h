@@ -45,6 +45,21 @@ inline bf16 to_bf16(float x) {
 #include "cpu/vec_portable.inc"
 #endif
 
+// kLanes elements as they are, or n of them and zeros after.
+template <class T>
+inline void copy_vector(T* out, const T* in) {
+  std::memcpy(static_cast<void*>(out), in, kLanes * sizeof(T));
+}
+inline void copy_vector(float* out, const float* in, int n) { store(out, load(in, n)); }
+inline void copy_vector(bf16* out, const bf16* in, int n) {
+#if FASTCNN_ISA_LEVEL >= 2
+  const __m256i bits = _mm256_maskz_loadu_epi16(lane_mask(n), in);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bits);
+#else
+  for (int i = 0; i < kLanes; ++i) out[i] = i < n ? in[i] : bf16{0};
+#endif
+}
+
 // e^x by 2^n * p(r), |r| <= ln2 / 2; the polynomial is Cephes' expf (2 ulp). Overflow clamps below infinity.
 inline V exp(V x) {
   x = min(max(x, set(-87.33f)), set(88.37f));

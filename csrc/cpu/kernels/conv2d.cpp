@@ -11,13 +11,22 @@ constexpr int64_t kChunkPixels = 2048, kMostChunks = 64, kTilePixels = 112;
 
 template <class T>
 void forward(const Conv2dForward& p) {
+  using Words = typename WordsOf<T>::type;
+  // A row of an A tile is a patch as it lies in memory, unless its words are wider or it has a second block.
+  constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
   const int64_t k = p.shape.reduction();
+  const bool direct = kSameWords && k <= kBlockWords * Words::kPerWord;
   product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
                      [&](int64_t first, int64_t count, const auto& a) {
-                       AlignedBuffer<T> patch(size_t(patch_elements(p.shape)));
+                       PatchRows<T> patches(p.shape, p.x, p.prologue, first);
+                       AlignedBuffer<T> patch(size_t(direct ? 1 : patch_elements(p.shape)));
                        for (int64_t row = 0; row < count; ++row) {
-                         gather_patch(p.shape, p.x, p.prologue, first + row, patch.data());
-                         for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
+                         if (direct) {
+                           patches.next(reinterpret_cast<T*>(a.at(row, 0)));
+                         } else {
+                           patches.next(patch.data());
+                           for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
+                         }
                          a.pad(row, k);
                        }
                      });
@@ -38,10 +47,10 @@ void weight_gradient(const Conv2dWeightGradient& p) {
     const int64_t begin = chunk * chunk_rows, end = begin + chunk_rows < pixels ? begin + chunk_rows : pixels;
     const int64_t patch = patch_elements(s);
     AlignedBuffer<T> patches(size_t(kTilePixels * patch));
+    PatchRows<T> rows(s, p.x, p.prologue, begin);
     for (int64_t first = begin; first < end; first += kTilePixels) {
       const int64_t count = end - first < kTilePixels ? end - first : kTilePixels;
-      for (int64_t row = 0; row < count; ++row)
-        gather_patch(s, p.x, p.prologue, first + row, patches.data() + row * patch);
+      for (int64_t row = 0; row < count; ++row) rows.next(patches.data() + row * patch);
       const WgradTile<Words> dy(thread_scratch(wgrad_floats<Words>(kTilePixels, s.n, k)), count, s.n);
       const WgradTile<Words> a(dy.end(), count, k);
       with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {

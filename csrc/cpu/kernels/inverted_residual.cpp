@@ -11,31 +11,23 @@ namespace {
 // Ring of hidden rows: half of a 1 MB L2, the rest is for the A tiles and the panels of B.
 constexpr int64_t kRingFloats = 128 * 1024;
 
-// Expanded pixels on their way into the ring: tile pixel `row` is pixel first + row, counted from the top of
-// the image.
+// Expanded pixels on their way into the ring: tile pixel `row` goes to pixels[row], null where no output
+// reads it.
 struct HiddenSink : RegisterSink {
-  const DepthwiseStrip& strip;
-  const DepthwiseShape& s;
+  float* const* pixels;
   const ScaleShiftAct& affine;
-  int64_t channels, first;
+  int64_t channels;
   Bounds bounds;
 
-  HiddenSink(const DepthwiseStrip& strip, const DepthwiseShape& s, const ScaleShiftAct& affine,
-             int64_t channels, int64_t first)
-      : strip(strip), s(s), affine(affine), channels(channels), first(first), bounds(affine.act) {}
+  HiddenSink(float* const* pixels, const ScaleShiftAct& affine, int64_t channels)
+      : pixels(pixels), affine(affine), channels(channels), bounds(affine.act) {}
 
   bool takes(int64_t, int64_t) const { return bounds.simple; }
-
-  // Where a pixel lies in the ring; null for columns that no output reads, which have no room there.
-  float* pixel(int64_t row) const {
-    const int64_t h = (first + row) / s.in_w, w = (first + row) % s.in_w + s.pad_w;
-    return w < ring_width(s) ? strip.row(h) + w * strip.pitch() : nullptr;
-  }
 
   void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
                   int64_t columns) const {
     for (int64_t r = 0; r < rows; ++r) {
-      float* out = pixel(row + r);
+      float* out = pixels[row + r];
       for (int64_t v = 0; out && v < columns; v += kLanes)
         store(out + column + v, apply(affine, load(c + r * ldc + v), column + v, channels - column - v));
     }
@@ -43,8 +35,6 @@ struct HiddenSink : RegisterSink {
 
   template <int kRows, int kVectors>
   void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
-    float* out[kRows];
-    for (int r = 0; r < kRows; ++r) out[r] = pixel(row + r);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = column + v * kLanes, n = channels - at;
@@ -52,7 +42,7 @@ struct HiddenSink : RegisterSink {
       const V shift = affine.shift ? load_upto(affine.shift + at, n) : zero();
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r)
-        if (out[r]) store(out[r] + at, bounds.clamp(fmadd(acc[r][v], scale, shift)));
+        if (float* out = pixels[row + r]) store(out + at, bounds.clamp(fmadd(acc[r][v], scale, shift)));
     }
   }
 };
@@ -111,9 +101,25 @@ class InvertedResidual {
     for_each_piece((h1 - h0) * s_.in_w, input.rows, [&](int64_t first, int64_t count) {
       const int64_t pixel = (image * s_.in_h + h0) * s_.in_w + first;
       fill_rows<T>(dense, p_.x, p_.prologue, p_.k, pixel, count, input);
+      float* pixels[kMostTileRows];
+      place_in_ring(strip, h0 * s_.in_w + first, count, pixels);
       multiply_tile(input, count, expand_, 0, ceil_div(hidden_, kLanes),
-                    HiddenSink(strip, s_, p_.expand, hidden_, h0 * s_.in_w + first));
+                    HiddenSink(pixels, p_.expand, hidden_));
     });
+  }
+
+  // Where pixels [first, first + count) of the image lie in the ring; null for columns that no output reads,
+  // which have no room there.
+  void place_in_ring(const DepthwiseStrip& strip, int64_t first, int64_t count, float** pixels) const {
+    const int64_t width = ring_width(s_), pitch = strip.pitch();
+    int64_t h = first / s_.in_w, w = first % s_.in_w;
+    float* line = strip.row(h);
+    for (int64_t i = 0; i < count; ++i) {
+      pixels[i] = w + s_.pad_w < width ? line + (w + s_.pad_w) * pitch : nullptr;
+      if (++w < s_.in_w) continue;
+      w = 0;
+      line = strip.row(++h);
+    }
   }
 
   void project(const DepthwiseStrip& strip, int64_t image, int64_t p0, int64_t p1,
