@@ -171,7 +171,7 @@ def _gradients(model: nn.Module) -> tuple[Tensor, ...]:
 def training_entry(model: nn.Module, dtype: torch.dtype, device: str, call: Callable | None = None) -> Entry:
     """Forward, cross entropy, backward of a batch. Outputs: the loss, the last layer's and all gradients."""
     without_dropout(model).train()
-    call = call or model
+    call = model if call is None else call  # `or` would ask a compiled module for its length
 
     def run(x: Tensor, target: Tensor) -> Tensor:
         model.zero_grad(set_to_none=True)

@@ -1,0 +1,30 @@
+"""The peers that a race is against must run: one that is refused by our own mistake is a crippled one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastcnn.benchmark import peers
+
+
+class _Unsized(nn.Module):
+    """What torch.compile returns: it has __len__, and the model it wraps may not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __len__(self) -> int:
+        return len(self.model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def test_a_compiled_training_step_runs():
+    model = nn.Linear(4, 3)
+    entry = peers.training_entry(model, torch.float32, "cpu", _Unsized(model))
+    loss, *gradients = entry.collect(entry.run(torch.randn(2, 4), torch.tensor([0, 2])))
+    assert loss.isfinite()
+    assert len(gradients) == 3
