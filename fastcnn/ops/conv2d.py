@@ -88,10 +88,11 @@ def conv2d_bwd(
     dw = dw.to(acc).contiguous() if need_dw else empty
     if not need_dx:
         return grad.new_empty(0), dw, empty
+    dx = dx.to(acc)
     if x_act != activations.NONE:
-        dx = (dx.to(acc) * activations.derivative(affine(x, x_scale, x_shift), x_act)).to(grad.dtype)
-    dx = dx.to(grad.dtype).contiguous(memory_format=torch.channels_last)
-    return dx, dw, gradient_sums(dx.to(acc), x, x_mean) if need_sums else empty
+        dx = dx * activations.derivative(affine(x, x_scale, x_shift), x_act)
+    sums = gradient_sums(dx, x, x_mean) if need_sums else empty  # before rounding: what cancels has no digits to spare
+    return dx.to(grad.dtype).contiguous(memory_format=torch.channels_last), dw, sums
 
 
 _LABELS = (Labels(),)

@@ -81,10 +81,10 @@ def epilogue(
 def gradient_prologue(
     grad: Tensor, y: Tensor | None, scale: Tensor | None, shift: Tensor | None, act: int, coef: Tensor | None
 ) -> Tensor:
-    """dy, the gradient of the raw convolution output, in grad's dtype."""
+    """dy, the gradient of the raw convolution output, in the accumulation dtype unless it is grad itself."""
     if y is None:
         return grad
     dy = grad.to(accumulation_dtype(y)) * activations.derivative(affine(y, scale, shift), act)
     if coef is not None:
         dy = affine(dy, coef[0], None) + affine(affine(y, None, -coef[2]), coef[1], coef[3])
-    return dy.to(grad.dtype)
+    return dy

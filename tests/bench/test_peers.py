@@ -8,8 +8,8 @@ from torch import nn
 from fastcnn.benchmark import peers
 
 
-class _Unsized(nn.Module):
-    """What torch.compile returns: it has __len__, and the model it wraps may not."""
+class _LikeCompiled(nn.Module):
+    """As what torch.compile returns: it has __len__, which fails when the model that it wraps has none."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class _Unsized(nn.Module):
 
 def test_a_compiled_training_step_runs():
     model = nn.Linear(4, 3)
-    entry = peers.training_entry(model, torch.float32, "cpu", _Unsized(model))
+    entry = peers.training_entry(model, torch.float32, "cpu", _LikeCompiled(model))
     loss, *gradients = entry.collect(entry.run(torch.randn(2, 4), torch.tensor([0, 2])))
     assert loss.isfinite()
     assert len(gradients) == 3

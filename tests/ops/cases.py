@@ -102,7 +102,7 @@ def check_opcheck(primitive: str, args: tuple, backend: str) -> None:
         torch.library.opcheck(getattr(torch.ops.fastcnn, primitive).default, args)
 
 
-def value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def _value_and_gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """The function's value, and the gradients of all its tensors under the upstream gradient."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     y = function(*leaves)
@@ -116,7 +116,7 @@ def compare_gradients(
     """Compares a public function's value and gradients in dtype with those of the plain torch form in float64."""
     exact = [t.double() for t in tensors]
     grad = torch.randn(plain(*exact).shape, dtype=dtype)
-    actual, expected = value_and_gradients(function, tensors, grad), value_and_gradients(plain, exact, grad)
+    actual, expected = _value_and_gradients(function, tensors, grad), _value_and_gradients(plain, exact, grad)
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.dtype == dtype
         assert_close(a, e, dtype, f"gradient of tensor {i - 1}" if i else "value")
