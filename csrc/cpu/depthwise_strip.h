@@ -70,12 +70,6 @@ class DepthwiseStrip {
   int64_t made_ = 0;
 };
 
-// The activations that are not bounds, of a few vectors of one channel block: out of line, since inlined into
-// every stencil they are most of what the compiler works on.
-[[gnu::noinline]] inline void activate_all(int act, V* values, int count) {
-  for (int i = 0; i < count; ++i) values[i] = activate(act, values[i]);
-}
-
 // A depthwise output row on its way into an A tile, with what lies between depthwise and pointwise applied.
 template <class Words>
 struct TileSink {
@@ -83,23 +77,17 @@ struct TileSink {
   TileWriter<Words> tile;
   int64_t first_row;
   int64_t channels;
-  const bool identity = middle.is_identity();
-  const Bounds bounds{middle.act};
 
   template <int kOutputs>
   void put(int64_t q, int64_t c, V (&acc)[kOutputs]) const {
-    if (!identity) {
+    if (middle.scale || middle.shift) {
       const int64_t n = channels - c;
       const V scale = middle.scale ? load_upto(middle.scale + c, n) : set(1.0f);
       const V shift = middle.shift ? load_upto(middle.shift + c, n) : zero();
 #pragma GCC unroll 8
       for (int b = 0; b < kOutputs; ++b) acc[b] = fmadd(acc[b], scale, shift);
-      if (!bounds.simple) activate_all(middle.act, acc, kOutputs);
     }
-    if (bounds.simple && middle.act) {
-#pragma GCC unroll 8
-      for (int b = 0; b < kOutputs; ++b) acc[b] = bounds.clamp(acc[b]);
-    }
+    activate_all(middle.act, acc);
 #pragma GCC unroll 8
     for (int b = 0; b < kOutputs; ++b) tile.put(first_row + q + b, c, acc[b]);
   }

@@ -47,6 +47,21 @@ struct Bounds {
   V mask(V z, V g) const { return where_gt(z, low, where_gt(high, z, g, zero()), zero()); }
 };
 
+// The activations that are not bounds: out of line, since inlined into every stencil they are most of what
+// the compiler works on.
+[[gnu::noinline]] inline void activate_unbounded(int act, V* values, int count) {
+  for (int i = 0; i < count; ++i) values[i] = activate(act, values[i]);
+}
+
+template <int kCount>
+inline void activate_all(int act, V (&values)[kCount]) {
+  if (!act) return;
+  const Bounds bounds(act);
+  if (!bounds.simple) return activate_unbounded(act, values, kCount);
+#pragma GCC unroll 8
+  for (int i = 0; i < kCount; ++i) values[i] = bounds.clamp(values[i]);
+}
+
 // A prologue with its kind as a constant, so that the loops that load operands have no branch on it.
 enum PrologueKind { kIdentity, kBounded, kGeneral };
 

@@ -7,6 +7,7 @@ parameters, so forward hooks on them do not fire. Put a hook on the fused layer 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,6 +143,8 @@ def check_channels(x: Tensor, channels: int) -> None:
 def run_units(x: Tensor, units: Sequence[Unit], in_act: str = "none", residual: Tensor | None = None) -> Tensor:
     """The units as one conv_chain; x is checked before any BatchNorm counts the batch.
 
+    Shapes: x [N, K, H, W] with the first convolution's K; the result and residual [N, C, P, Q], channels_last.
+
     Raises:
         TypeError, ValueError: an input that does not fit the first convolution or a later one.
     """
@@ -155,14 +158,14 @@ def is_foldable(units: Sequence[Unit]) -> bool:
     return all(isinstance(n, nn.BatchNorm2d) and n.running_mean is not None for n in norms)
 
 
-class FusedModule(nn.Module):
+class FusedModule(nn.Module, ABC):
     """A layer whose forward is one conv_chain over `units()`; subclasses say what the units are."""
 
     in_act = "none"
 
+    @abstractmethod
     def units(self) -> list[Unit]:
         """The chain's convolutions, read from the submodules at each call."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The layer's output [N, C, P, Q], channels_last, plus ``residual`` of the same shape if one is given.

@@ -31,7 +31,7 @@ struct EpilogueSink {
       for (int i = 0; i < kOutputs; ++i) acc[i] = fmadd(acc[i], a, b);
     }
     if (statistics.shift) add_statistics(q, c, acc);
-    if (act) activate_all(acc);
+    activate_all(act, acc);
     const int64_t n = channels - c;
     if (n < kLanes)
       store_all(q, c, acc, SomeLanes{int(n)});
@@ -56,14 +56,6 @@ struct EpilogueSink {
     if (start) store(statistics.shift + c, base);
     store(statistics.sum + c, sum);
     store(statistics.square + c, square);
-  }
-
-  template <int kOutputs>
-  void activate_all(V (&acc)[kOutputs]) const {
-    with_activation(act, [&](auto known) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kOutputs; ++i) acc[i] = activate(known(), acc[i]);
-    });
   }
 
   template <int kOutputs, class Lanes>
