@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "ops/activation.h"
 
 #ifdef FASTCNN_WITH_CUDA
 namespace fastcnn::cuda {
@@ -38,6 +39,8 @@ ScaleShiftAct affine(const py::tuple& t) {
 Epilogue epilogue(const py::tuple& t) {
   Epilogue e;
   e.affine = affine(t);
+  e.act_last = e.affine.act & kAfterResidual;
+  e.affine.act &= ~kAfterResidual;
   e.residual = activations(t[3].cast<Pointer>(), t[4].cast<int64_t>());
   e.out = reinterpret_cast<void*>(t[5].cast<Pointer>());
   e.out_ld = t[6].cast<int64_t>();
@@ -102,18 +105,28 @@ DepthwiseShape depthwise_shape(const py::tuple& t) {
   return s;
 }
 
-// (images, channels, n, in_h, in_w, out_h, out_w, tap_channels, kernel_h, kernel_w, stride_h, stride_w,
-// pad_h, pad_w,
+// (images, channels, n, in_h, in_w, out_h, out_w, groups, kernel_h, kernel_w, stride_h, stride_w, pad_h,
+// pad_w,
 //  dilation_h, dilation_w, dtype)
 Conv2dShape conv2d_shape(const py::tuple& t) {
   Conv2dShape s;
-  int64_t* sizes[] = {&s.images, &s.channels, &s.n, &s.in_h, &s.in_w, &s.out_h, &s.out_w, &s.tap_channels};
-  int* geometry[] = {&s.kernel_h, &s.kernel_w, &s.stride_h,   &s.stride_w,
-                     &s.pad_h,    &s.pad_w,    &s.dilation_h, &s.dilation_w};
-  for (int i = 0; i < 8; ++i) *sizes[i] = t[i].cast<int64_t>();
-  for (int i = 0; i < 8; ++i) *geometry[i] = t[8 + i].cast<int>();
+  int64_t* sizes[] = {&s.images, &s.channels, &s.n, &s.in_h, &s.in_w, &s.out_h, &s.out_w};
+  int* geometry[] = {&s.groups, &s.kernel_h, &s.kernel_w,   &s.stride_h,  &s.stride_w,
+                     &s.pad_h,  &s.pad_w,    &s.dilation_h, &s.dilation_w};
+  for (int i = 0; i < 7; ++i) *sizes[i] = t[i].cast<int64_t>();
+  for (int i = 0; i < 9; ++i) *geometry[i] = t[7 + i].cast<int>();
   s.dtype = dtype_of(t[16].cast<int>());
   return s;
+}
+
+// (data, dtype, stride_n, stride_c, stride_h, stride_w)
+Conv2dWeight conv2d_weight(const py::tuple& t) {
+  return {reinterpret_cast<const void*>(t[0].cast<Pointer>()),
+          dtype_of(t[1].cast<int>()),
+          t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(),
+          t[4].cast<int64_t>(),
+          t[5].cast<int64_t>()};
 }
 
 template <class Parameters>
@@ -126,9 +139,14 @@ void bind_pointwise(py::module_& m) {
   m.def("packed_bytes",
         [](int64_t k, int64_t n, int dtype) { return kernels().packed_bytes(k, n, dtype_of(dtype)); });
   m.def("pack_matrix", [](int64_t k, int64_t n, int source_dtype, Pointer data, int64_t stride_k,
-                          int64_t stride_n, Pointer scale, int dtype, Pointer packed) {
-    MatrixSource source{k,        n,        dtype_of(source_dtype), reinterpret_cast<const void*>(data),
-                        stride_k, stride_n, floats(scale)};
+                          int64_t stride_n, int dtype, Pointer packed) {
+    MatrixSource source;
+    source.k = k;
+    source.n = n;
+    source.dtype = dtype_of(source_dtype);
+    source.data = reinterpret_cast<const void*>(data);
+    source.stride_k = stride_k;
+    source.stride_n = stride_n;
     py::gil_scoped_release release;
     kernels().pack_matrix(source, dtype_of(dtype), reinterpret_cast<void*>(packed));
   });
@@ -161,17 +179,26 @@ void bind_pointwise(py::module_& m) {
 }
 
 void bind_conv2d(py::module_& m) {
+  m.def("conv2d_packed_bytes",
+        [](const py::tuple& shape) { return kernels().conv2d_packed_bytes(conv2d_shape(shape)); });
+  m.def("conv2d_pack", [](const py::tuple& shape, const py::tuple& weight, Pointer packed) {
+    const Conv2dShape s = conv2d_shape(shape);
+    const Conv2dWeight w = conv2d_weight(weight);
+    py::gil_scoped_release release;
+    kernels().conv2d_pack(s, w, reinterpret_cast<void*>(packed));
+  });
   m.def("conv2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
                              Pointer packed, const py::tuple& e) {
     Conv2dForward p{conv2d_shape(shape), activations(x, x_ld), affine(prologue),
                     reinterpret_cast<const void*>(packed), epilogue(e)};
     launch(kernels().conv2d_forward, p);
   });
-  m.def("conv2d_weight_gradient", [](const py::tuple& shape, const py::tuple& up, Pointer x, int64_t x_ld,
-                                     const py::tuple& prologue, Pointer dw) {
-    Conv2dWeightGradient p{conv2d_shape(shape), gradient(up), activations(x, x_ld), affine(prologue),
-                           mutable_floats(dw)};
-    launch(kernels().conv2d_weight_gradient, p);
+  m.def("conv2d_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input,
+                              const py::tuple& weight, const py::tuple& output, const py::tuple& dw_layout) {
+    Conv2dBackward p{conv2d_shape(shape),     gradient(up),
+                     backward_input(input),   conv2d_weight(weight),
+                     backward_output(output), conv2d_weight(dw_layout)};
+    launch(kernels().conv2d_backward, p);
   });
 }
 
@@ -245,6 +272,39 @@ void bind_affine_act(py::module_& m) {
         pixels,    channels,     dtype_of(dtype),     activations(grad, grad_ld), activations(y, y_ld),
         affine(a), floats(mean), mutable_floats(sums)};
     launch(kernels().affine_act_sums, p);
+  });
+  m.def("affine_act_data_gradient", [](int64_t pixels, int64_t channels, int dtype, const py::tuple& up,
+                                       Pointer residual, int64_t residual_ld, Pointer dx, int64_t dx_ld) {
+    AffineActDataGradient p{pixels,
+                            channels,
+                            dtype_of(dtype),
+                            gradient(up),
+                            activations(residual, residual_ld),
+                            reinterpret_cast<void*>(dx),
+                            dx_ld};
+    launch(kernels().affine_act_data_gradient, p);
+  });
+  m.def("residual_act_backward", [](int64_t pixels, int64_t channels, int dtype, Pointer grad,
+                                    int64_t grad_ld, Pointer out, int64_t out_ld, int act, Pointer y,
+                                    int64_t y_ld, Pointer mean, Pointer dz, int64_t dz_ld, Pointer sums) {
+    ResidualActBackward p{pixels,
+                          channels,
+                          dtype_of(dtype),
+                          activations(grad, grad_ld),
+                          activations(out, out_ld),
+                          act,
+                          activations(y, y_ld),
+                          floats(mean),
+                          reinterpret_cast<void*>(dz),
+                          dz_ld,
+                          mutable_floats(sums)};
+    launch(kernels().residual_act_backward, p);
+  });
+  m.def("channel_statistics", [](int64_t pixels, int64_t channels, int dtype, Pointer x, int64_t x_ld,
+                                 Pointer mean, Pointer var) {
+    ChannelStatistics p{
+        pixels, channels, dtype_of(dtype), activations(x, x_ld), mutable_floats(mean), mutable_floats(var)};
+    launch(kernels().channel_statistics, p);
   });
 }
 

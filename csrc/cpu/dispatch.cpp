@@ -13,32 +13,36 @@
 
 namespace fastcnn {
 
-#define FASTCNN_DECLARE_ISA(isa)              \
-  namespace isa {                             \
-  void register_gemm_pack(Kernels&);          \
-  void register_pointwise_forward(Kernels&);  \
-  void register_pointwise_backward(Kernels&); \
-  void register_conv2d(Kernels&);             \
-  void register_depthwise_forward(Kernels&);  \
-  void register_depthwise_backward(Kernels&); \
-  void register_separable(Kernels&);          \
-  void register_inverted_residual(Kernels&);  \
-  void register_max_pool2d(Kernels&);         \
-  void register_affine_act(Kernels&);         \
-  static Kernels make() {                     \
-    Kernels k;                                \
-    register_gemm_pack(k);                    \
-    register_pointwise_forward(k);            \
-    register_pointwise_backward(k);           \
-    register_conv2d(k);                       \
-    register_depthwise_forward(k);            \
-    register_depthwise_backward(k);           \
-    register_separable(k);                    \
-    register_inverted_residual(k);            \
-    register_max_pool2d(k);                   \
-    register_affine_act(k);                   \
-    return k;                                 \
-  }                                           \
+#define FASTCNN_DECLARE_ISA(isa)               \
+  namespace isa {                              \
+  void register_gemm_pack(Kernels&);           \
+  void register_pointwise_forward(Kernels&);   \
+  void register_pointwise_backward(Kernels&);  \
+  void register_conv2d(Kernels&);              \
+  void register_conv2d_backward(Kernels&);     \
+  void register_depthwise_forward(Kernels&);   \
+  void register_depthwise_backward(Kernels&);  \
+  void register_separable(Kernels&);           \
+  void register_inverted_residual(Kernels&);   \
+  void register_max_pool2d(Kernels&);          \
+  void register_affine_act(Kernels&);          \
+  void register_affine_act_backward(Kernels&); \
+  static Kernels make() {                      \
+    Kernels k;                                 \
+    register_gemm_pack(k);                     \
+    register_pointwise_forward(k);             \
+    register_pointwise_backward(k);            \
+    register_conv2d(k);                        \
+    register_conv2d_backward(k);               \
+    register_depthwise_forward(k);             \
+    register_depthwise_backward(k);            \
+    register_separable(k);                     \
+    register_inverted_residual(k);             \
+    register_max_pool2d(k);                    \
+    register_affine_act(k);                    \
+    register_affine_act_backward(k);           \
+    return k;                                  \
+  }                                            \
   }
 
 FASTCNN_DECLARE_ISA(portable)

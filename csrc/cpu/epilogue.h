@@ -90,6 +90,7 @@ struct GradientOf {
   const GradientPrologue& g;
   int64_t channels;
   const Bounds bounds{g.affine.act};
+  const int64_t coef_ld = g.coef_ld ? g.coef_ld : channels;
 
   V operator()(int64_t pixel, int64_t c) const {
     const int64_t n = channels - c;
@@ -102,8 +103,8 @@ struct GradientOf {
     }
     if constexpr (!kHasCoef) return dy;
     const float* coef = g.coef + c;
-    const V centred = sub(y, load_upto(coef + 2 * channels, n));
-    const V rest = fmadd(load_upto(coef + channels, n), centred, load_upto(coef + 3 * channels, n));
+    const V centred = sub(y, load_upto(coef + 2 * coef_ld, n));
+    const V rest = fmadd(load_upto(coef + coef_ld, n), centred, load_upto(coef + 3 * coef_ld, n));
     return fmadd(load_upto(coef, n), dy, rest);
   }
 };
@@ -134,8 +135,9 @@ void store_block(const Epilogue& e, int64_t channels, float* c, int64_t ldc, int
     for (int64_t r = 0; r < rows; ++r) {
       V z = fmadd(load(c + r * ldc + v), scale, shift);
       if (e.mean) store(c + r * ldc + v, z);
-      z = activate(e.affine.act, z);
+      if (!e.act_last) z = activate(e.affine.act, z);
       if (residual) z = add(z, load_upto(residual + r * e.residual.ld, n));
+      if (e.act_last) z = activate(e.affine.act, z);
       store_upto(out + r * e.out_ld, z, n);
     }
   }
@@ -184,8 +186,11 @@ struct StoreSink : RegisterSink {
       if (const T* residual = static_cast<const T*>(e.residual.data)) {
         residual += (first + row) * e.residual.ld + at;
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r)
-          store(out + r * e.out_ld, add(bounds.clamp(acc[r][v]), load(residual + r * e.residual.ld)));
+        for (int r = 0; r < kRows; ++r) {
+          const V other = load(residual + r * e.residual.ld);
+          const V z = e.act_last ? bounds.clamp(add(acc[r][v], other)) : add(bounds.clamp(acc[r][v]), other);
+          store(out + r * e.out_ld, z);
+        }
       } else {
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) store(out + r * e.out_ld, bounds.clamp(acc[r][v]));

@@ -18,8 +18,10 @@ struct Kernels {
   void (*pack_matrix)(const MatrixSource&, Dtype compute, void* packed) = nullptr;
   void (*pointwise_forward)(const PointwiseForward&) = nullptr;
   void (*pointwise_backward)(const PointwiseBackward&) = nullptr;
+  int64_t (*conv2d_packed_bytes)(const Conv2dShape&) = nullptr;
+  void (*conv2d_pack)(const Conv2dShape&, const Conv2dWeight&, void* packed) = nullptr;
   void (*conv2d_forward)(const Conv2dForward&) = nullptr;
-  void (*conv2d_weight_gradient)(const Conv2dWeightGradient&) = nullptr;
+  void (*conv2d_backward)(const Conv2dBackward&) = nullptr;
   void (*depthwise_forward)(const DepthwiseForward&) = nullptr;
   void (*depthwise_backward)(const DepthwiseBackward&) = nullptr;
   void (*separable_forward)(const SeparableForward&) = nullptr;
@@ -27,6 +29,9 @@ struct Kernels {
   void (*max_pool2d_forward)(const MaxPool2dForward&) = nullptr;
   void (*affine_act_forward)(const AffineActForward&) = nullptr;
   void (*affine_act_sums)(const AffineActSums&) = nullptr;
+  void (*affine_act_data_gradient)(const AffineActDataGradient&) = nullptr;
+  void (*residual_act_backward)(const ResidualActBackward&) = nullptr;
+  void (*channel_statistics)(const ChannelStatistics&) = nullptr;
 };
 
 const Kernels& kernels();  // of the active instruction set

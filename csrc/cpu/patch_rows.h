@@ -21,7 +21,7 @@ inline void clear_run(T* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) store(out + i, zero());
 }
 
-// Patches of consecutive output pixels, as [kernel_h][kernel_w][tap_channels]; padding is zero after the
+// Patches of consecutive output pixels, as [kernel_h][kernel_w][channels]; padding is zero after the
 // prologue. A patch is written by whole vectors: up to kLanes elements past round_up(reduction, kLanes).
 template <class T>
 class PatchRows {
@@ -33,8 +33,8 @@ class PatchRows {
         plain_(prologue.is_identity()),
         // Neighbouring taps of a dense, undilated input are one run of memory: three channels of a stem make
         // nine elements.
-        runs_(plain_ && x.ld == s.channels && s.tap_channels == s.channels && s.dilation_w == 1),
-        span_(s.kernel_w * s.tap_channels),
+        runs_(plain_ && x.ld == s.channels && s.dilation_w == 1),
+        span_(s.kernel_w * s.channels),
         q_(pixel % s.out_w),
         p_(pixel / s.out_w % s.out_h),
         image_(pixel / s.out_w / s.out_h) {}
@@ -56,7 +56,7 @@ class PatchRows {
       else
         taps(line, w0, out);
     }
-    const int64_t k = s_.reduction();
+    const int64_t k = s_.taps() * s_.channels;
     clear_run(row + k, round_up(k, kLanes) - k);
     advance();
   }
@@ -64,10 +64,10 @@ class PatchRows {
  private:
   // One kernel row of a patch, tap by tap.
   void taps(const T* line, int64_t w0, T* out) const {
-    for (int kw = 0; kw < s_.kernel_w; ++kw, out += s_.tap_channels) {
+    for (int kw = 0; kw < s_.kernel_w; ++kw, out += s_.channels) {
       const int64_t w = w0 + int64_t(kw) * s_.dilation_w;
       if (w < 0 || w >= s_.in_w) {
-        clear_run(out, s_.tap_channels);
+        clear_run(out, s_.channels);
         continue;
       }
       const T* in = line + w * x_.ld;
@@ -77,8 +77,6 @@ class PatchRows {
         for (int64_t c = 0; c < s_.channels; c += kLanes)
           store(out + c, apply(prologue_, load_upto(in + c, s_.channels - c), c, s_.channels - c));
       }
-      const int64_t written = round_up(s_.channels, kLanes);
-      clear_run(out + written, s_.tap_channels - written);
     }
   }
 
@@ -99,7 +97,9 @@ class PatchRows {
 };
 
 // Elements of a buffer that holds one patch.
-inline int64_t patch_elements(const Conv2dShape& s) { return round_up(s.reduction(), kLanes) + 2 * kLanes; }
+inline int64_t patch_elements(const Conv2dShape& s) {
+  return round_up(s.taps() * s.channels, kLanes) + 2 * kLanes;
+}
 
 }  // namespace
 }  // namespace fastcnn

@@ -41,6 +41,7 @@ struct Epilogue {
       v.x += r.x;
       v.y += r.y;
     }
+    v = affine.after_residual(v);
     store_pair(static_cast<T*>(y.data) + pixel * y.ld + c, v, count, aligned);
     if (stats) {
       // Of the stored values: what the next convolution will normalise.

@@ -9,9 +9,12 @@ namespace fastcnn::cuda {
 
 enum Activation : int { kNone, kRelu, kRelu6, kSilu, kHardswish };
 
+// Added to an epilogue's activation that comes after the residual.
+constexpr int kAfterResidual = 8;
+
 FASTCNN_DEVICE float sigmoid(float z) { return __fdividef(1.f, 1.f + __expf(-z)); }
 
-// Comparisons are written so that a NaN passes through, as in torch.
+// Comparisons are written so that a NaN passes through, as in torch. A code with kAfterResidual is the identity.
 FASTCNN_DEVICE float activate(float z, int act) {
   switch (act) {
     case kRelu:
@@ -73,6 +76,11 @@ struct LocalAffine {
   FASTCNN_DEVICE float affine(float v, int i) const { return fmaf(scale[i], v, shift[i]); }
   FASTCNN_DEVICE float operator()(float v, int i) const { return activate(affine(v, i), act); }
   FASTCNN_DEVICE float2 operator()(float2 v) const { return make_float2((*this)(v.x, 0), (*this)(v.y, 1)); }
+  // The activation of a sum with a residual, which operator() left out for want of the residual.
+  FASTCNN_DEVICE float2 after_residual(float2 v) const {
+    if (act < kAfterResidual) return v;
+    return make_float2(activate(v.x, act - kAfterResidual), activate(v.y, act - kAfterResidual));
+  }
 };
 
 }  // namespace fastcnn::cuda

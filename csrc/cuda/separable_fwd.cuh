@@ -171,6 +171,7 @@ FASTCNN_DEVICE void store_outputs(P& product, const SeparableFwd& op, const int6
         v.x += added.x;
         v.y += added.y;
       }
+      v = affine.after_residual(v);
       store_pair(static_cast<T*>(op.y.data) + pixel[i] * op.y.ld + c, v, count, pairs);
       acc[0] = rounded<T>(v.x);
       acc[1] = rounded<T>(v.y);

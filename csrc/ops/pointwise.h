@@ -34,13 +34,14 @@ struct PointwiseBackward {
   BackwardOutput output;
 };
 
-// A matrix B [k, n] with element (i, j) at data[i * stride_k + j * stride_n] * (scale ? scale[j] : 1).
+// A matrix B [taps * k, n]: element (tap, i, j) at data[tap / taps_w * stride_tap_h + tap % taps_w *
+// stride_tap_w + i * stride_k + j * stride_n]. A tap's rows begin at whole words of the packed reduction.
 struct MatrixSource {
   int64_t k = 0, n = 0;
   Dtype dtype = kFloat32;  // of data
   const void* data = nullptr;
   int64_t stride_k = 0, stride_n = 0;
-  const float* scale = nullptr;
+  int64_t taps_h = 1, taps_w = 1, stride_tap_h = 0, stride_tap_w = 0;
 };
 
 }  // namespace fastcnn

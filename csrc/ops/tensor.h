@@ -28,6 +28,7 @@ struct ScaleShiftAct {
 // What happens to results before they are stored at out[pixel * out_ld + channel].
 struct Epilogue {
   ScaleShiftAct affine;
+  bool act_last = false;  // the activation comes after the residual
   Activations residual;
   void* out = nullptr;
   int64_t out_ld = 0;
@@ -43,6 +44,7 @@ struct GradientPrologue {
   Activations y;
   ScaleShiftAct affine;
   const float* coef = nullptr;
+  int64_t coef_ld = 0;  // channels between rows of coef; 0: those of the output
 };
 
 // An input as the backward sees it: its forward prologue, and the mean that its gradient's second sum is

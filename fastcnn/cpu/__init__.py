@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.affine_act import affine_act_fwd, affine_act_sums
+from fastcnn.cpu.affine_act import (
+    affine_act_dgrad,
+    affine_act_fwd,
+    affine_act_sums,
+    channel_statistics,
+    residual_act_bwd,
+)
 from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
 from fastcnn.cpu.max_pool2d import max_pool2d_fwd
-from fastcnn.cpu.packing import PackedMatrix, pack_pointwise
+from fastcnn.cpu.packing import PackedWeight, pack_pointwise
 from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
 from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
 
 __all__ = [
-    "PackedMatrix", "affine_act_fwd", "affine_act_sums", "conv2d_bwd", "conv2d_fwd", "depthwise_bwd",
-    "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_fwd", "pack_conv2d", "pack_pointwise", "pointwise_bwd",
-    "pointwise_fwd", "separable_fwd",
+    "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_sums", "channel_statistics", "conv2d_bwd",
+    "conv2d_fwd", "depthwise_bwd", "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_fwd", "pack_conv2d",
+    "pack_pointwise", "pointwise_bwd", "pointwise_fwd", "residual_act_bwd", "separable_fwd",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)
-_GROUPS, _NEED_DX = 12, -3  # positions among conv2d_fwd's and conv2d_bwd's arguments
 # How each of a forward's leading weights is prepared once, for calls with constant weights.
 _PACKERS = {
     "pointwise_fwd": (pack_pointwise,),
-    "conv2d_fwd": (pack_conv2d,),
     "depthwise_fwd": (None,),
     "separable_fwd": (None, pack_pointwise),
     "inverted_residual_fwd": (pack_pointwise, None, pack_pointwise),
@@ -40,9 +45,15 @@ def unavailable() -> str | None:
     return None if native.module() else "the native module was not built (FASTCNN_NATIVE=off)"
 
 
-def pack_arguments(primitive: str, before: tuple, dtype: torch.dtype) -> tuple:
-    """A forward primitive's arguments between x and residual, with weights packed for dtype and vectors in float32."""
-    packers = _PACKERS[primitive] + (None,) * len(before)
+def pack_arguments(primitive: str, before: tuple, after: tuple, dtype: torch.dtype) -> tuple:
+    """A forward primitive's arguments ``before`` its residual, with weights packed for dtype and vectors in float32.
+
+    ``after`` are the arguments after the residual.
+    """
+    packers = _PACKERS.get(primitive, ())
+    if primitive == "conv2d_fwd":
+        packers = (partial(pack_conv2d, groups=after[-2]),)
+    packers += (None,) * len(before)
     return tuple(
         pack(value, dtype) if pack and value is not None else floats(value) if isinstance(value, Tensor) else value
         for value, pack in zip(before, packers)
@@ -50,13 +61,6 @@ def pack_arguments(primitive: str, before: tuple, dtype: torch.dtype) -> tuple:
 
 
 def _refuses_shape(primitive: str, args: Sequence) -> str | None:
-    if primitive == "conv2d_fwd" and args[_GROUPS] != 1:
-        return f"conv2d on the cpu backend has no groups, got {args[_GROUPS]}"
-    if primitive == "conv2d_bwd":
-        if args[15] != 1:
-            return f"conv2d on the cpu backend has no groups, got {args[15]}"
-        if args[_NEED_DX]:
-            return "conv2d's data gradient is torch's own (oneDNN)"
     if primitive == "inverted_residual_fwd" and args[2].shape[0] != args[1].shape[0]:
         return "the fused block takes a depth multiplier of 1"
     return None

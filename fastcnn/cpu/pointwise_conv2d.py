@@ -8,7 +8,7 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
-from fastcnn.cpu.packing import PackedMatrix, packed_dgrad, packed_forward
+from fastcnn.cpu.packing import PackedWeight, packed_dgrad, packed_forward
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
@@ -21,7 +21,7 @@ def _grid(x: Tensor, stride: Pair) -> tuple:
 
 def pointwise_fwd(
     x: Tensor,
-    weight: Tensor | PackedMatrix,
+    weight: Tensor | PackedWeight,
     in_scale: Tensor | None,
     in_shift: Tensor | None,
     in_act: int,

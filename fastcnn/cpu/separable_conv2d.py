@@ -7,7 +7,7 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cpu.arguments import depthwise_shape, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
-from fastcnn.cpu.packing import PackedMatrix, packed_forward
+from fastcnn.cpu.packing import PackedWeight, packed_forward
 from fastcnn.ops.layout import pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
@@ -16,7 +16,7 @@ Pair = tuple[int, int]
 def separable_fwd(
     x: Tensor,
     dw_weight: Tensor,
-    pw_weight: Tensor | PackedMatrix,
+    pw_weight: Tensor | PackedWeight,
     in_scale: Tensor | None,
     in_shift: Tensor | None,
     in_act: int,
@@ -51,9 +51,9 @@ def separable_fwd(
 
 def inverted_residual_fwd(
     x: Tensor,
-    expand_weight: Tensor | PackedMatrix,
+    expand_weight: Tensor | PackedWeight,
     dw_weight: Tensor,
-    project_weight: Tensor | PackedMatrix | None,
+    project_weight: Tensor | PackedWeight | None,
     in_scale: Tensor | None,
     in_shift: Tensor | None,
     in_act: int,

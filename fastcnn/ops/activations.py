@@ -8,6 +8,12 @@ from torch import Tensor
 
 NONE, RELU, RELU6, SILU, HARDSWISH = range(5)
 
+# Added to an epilogue's activation: act(scale * y + shift + residual) in place of act(scale * y + shift) + residual.
+AFTER_RESIDUAL = 8
+
+# Whose derivative is known from their value: an activation after a residual needs no other tensor in backward.
+KNOWN_FROM_OUTPUT = (NONE, RELU, RELU6)
+
 # The order is the wire format: csrc/ops/activation.h and fastcnn/triton/activations.py use the same codes.
 NAMES = ("none", "relu", "relu6", "silu", "hardswish")
 

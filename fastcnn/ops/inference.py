@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import backends
+from fastcnn.ops import activations
 
 ops = torch.ops.fastcnn
 
@@ -28,7 +29,7 @@ def pack(plan: Sequence[Step], dtype: torch.dtype) -> list[Step]:
 
     if cpu.unavailable() or dtype not in cpu.DTYPES:
         return list(plan)
-    return [s._replace(packed=cpu.pack_arguments(_name(s.op), s.before, dtype)) for s in plan]
+    return [s._replace(packed=cpu.pack_arguments(_name(s.op), s.before, s.after, dtype)) for s in plan]
 
 
 def _name(op: Callable) -> str:
@@ -54,8 +55,7 @@ def _span(geometries: Sequence, i: int) -> int:
     return 1
 
 
-def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, in_act: int) -> Step:
-    head = (None, None, in_act)
+def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, head: tuple) -> Step:
     tails = [(e.scale, e.shift, g.act) for e, g in zip(epilogues, gs, strict=True)]
     first, (w0, w1) = gs[0], weights[0]
     where = (first.stride, first.padding, first.dilation)
@@ -79,13 +79,19 @@ def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, in_act: int) -> 
     )
 
 
-def steps(geometries: Sequence, weights: Sequence, epilogues: Sequence, in_act: int) -> list[Step]:
-    """The chain as primitives; weights are pairs (the second None but for "separable"), epilogues scales and shifts."""
+def steps(geometries: Sequence, weights: Sequence, epilogues: Sequence, head: tuple) -> list[Step]:
+    """The chain as primitives.
+
+    weights are pairs (the second None but for "separable"), epilogues scales and shifts; head is the scale, shift and
+    activation code of the first convolution's prologue.
+    """
+    if not geometries:
+        return [Step(ops.affine_act_fwd.default, head, ())]
     result, i = [], 0
     while i < len(geometries):
         span = slice(i, i + _span(geometries, i))
-        result.append(_step(geometries[span], weights[span], epilogues[span], 0 if i else in_act))
-        i = span.stop
+        result.append(_step(geometries[span], weights[span], epilogues[span], head))
+        i, head = span.stop, (None, None, activations.NONE)
     return result
 
 

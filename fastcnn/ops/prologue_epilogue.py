@@ -4,6 +4,10 @@ A convolution is a core with a prologue and an epilogue:
 
     y = out_act(out_scale * core(in_act(in_scale * x + in_shift), weight) + out_shift) + residual
 
+or, where out_act has activations.AFTER_RESIDUAL added (the residual networks' order),
+
+    y = out_act(out_scale * core(...) + out_shift + residual)
+
 Scale and shift are per channel and optional (None is 1 and 0). With ``stats`` the per-channel mean and biased
 variance of y come back too; then there is no out_act and no residual.
 
@@ -72,9 +76,13 @@ def epilogue(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """act(scale * y + shift) + residual in y's dtype and NHWC, with its mean and variance."""
     if not (scale is None and shift is None and act == activations.NONE and residual is None):
-        dtype = y.dtype
-        y = activations.apply(affine(y, scale, shift), act)
-        y = (y if residual is None else y + residual).to(dtype)
+        dtype, after = y.dtype, act & activations.AFTER_RESIDUAL
+        y = affine(y, scale, shift)
+        if not after:
+            y = activations.apply(y, act)
+        if residual is not None:
+            y = y + residual
+        y = (activations.apply(y, act - after) if after else y).to(dtype)
     return y.contiguous(memory_format=torch.channels_last), *statistics(y, stats)
 
 

@@ -20,6 +20,7 @@ _SCHEMA_TYPES = {
     "int": "int",
     "bool": "bool",
     "Pair": "int[2]",
+    "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
     "tuple[Tensor, Tensor, Tensor]": "(Tensor, Tensor, Tensor)",
 }
 

@@ -1,20 +1,21 @@
-// General convolution on the matrix-product core: forward and weight gradient, patches gathered tile by tile.
+// General convolution forward on the matrix-product core: rows are addressed in stripes of the input, or
+// copied as patches where the input has few channels.
+#include "cpu/conv_slices.h"
+#include "cpu/conv_stripes.h"
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/patch_rows.h"
 #include "cpu/product_forward.h"
-#include "cpu/wgrad.h"
 
 namespace fastcnn {
 namespace {
 
-constexpr int64_t kChunkPixels = 2048, kMostChunks = 64, kTilePixels = 112;
-
 template <class T>
-void forward(const Conv2dForward& p) {
+void forward_by_patches(const Conv2dForward& p) {
   using Words = typename WordsOf<T>::type;
   // A row of an A tile is a patch as it lies in memory, unless its words are wider or it has a second block.
   constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
-  const int64_t k = p.shape.reduction();
+  const int64_t k = p.shape.taps() * p.shape.channels;
   const bool direct = kSameWords && k <= kBlockWords * Words::kPerWord;
   product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
                      [&](int64_t first, int64_t count, const auto& a) {
@@ -33,50 +34,167 @@ void forward(const Conv2dForward& p) {
 }
 
 template <class T>
-void weight_gradient(const Conv2dWeightGradient& p) {
+class ForwardByLines {
+ public:
   using Words = typename WordsOf<T>::type;
-  const Conv2dShape& s = p.shape;
-  const int64_t pixels = s.pixels(), k = s.reduction(), pitch = round_up(k, kMicroVectors * kLanes);
-  // Fixed by the shape alone, so that any number of threads sums in one order.
-  int64_t chunks = ceil_div(pixels, kChunkPixels);
-  if (chunks > kMostChunks) chunks = kMostChunks;
-  const int64_t chunk_rows = ceil_div(pixels, chunks);
-  chunks = ceil_div(pixels, chunk_rows);
-  AlignedBuffer<float> dw(size_t(chunks * s.n * pitch));
-  parallel_for(chunks, [&](int64_t chunk) {
-    const int64_t begin = chunk * chunk_rows, end = begin + chunk_rows < pixels ? begin + chunk_rows : pixels;
-    const int64_t patch = patch_elements(s);
-    AlignedBuffer<T> patches(size_t(kTilePixels * patch));
-    PatchRows<T> rows(s, p.x, p.prologue, begin);
-    for (int64_t first = begin; first < end; first += kTilePixels) {
-      const int64_t count = end - first < kTilePixels ? end - first : kTilePixels;
-      for (int64_t row = 0; row < count; ++row) rows.next(patches.data() + row * patch);
-      const WgradTile<Words> dy(thread_scratch(wgrad_floats<Words>(kTilePixels, s.n, k)), count, s.n);
-      const WgradTile<Words> a(dy.end(), count, k);
-      with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {
-        dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, c); });
-      });
-      a.fill([&](int64_t row, int64_t c) { return load(patches.data() + row * patch + c); });
-      accumulate_weight_gradient(dy, a, dw.data() + chunk * s.n * pitch, pitch, first > begin);
+
+  explicit ForwardByLines(const Conv2dForward& p)
+      : p_(p),
+        s_(p.shape),
+        shape_(forward_stripe(s_)),
+        words_(reduction_words<Words>(s_.channels)),
+        stripe_(shape_, words_, s_.out_w),
+        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes),
+        b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
+        panels_(ceil_div(s_.n, kLanes)),
+        pitch_(panels_ * kLanes),
+        offsets_(size_t(s_.taps())) {
+    for (int kh = 0; kh < s_.kernel_h; ++kh)
+      for (int kw = 0; kw < s_.kernel_w; ++kw)
+        offsets_[size_t(kh * s_.kernel_w + kw)] =
+            stripe_.tap(int64_t(kh) * s_.dilation_h, int64_t(kw) * s_.dilation_w);
+  }
+
+  void run() {
+    const Epilogue& e = p_.epilogue;
+    // Few units: share the columns too. Splitting them changes no sum, so it may follow the number of
+    // threads.
+    const int64_t threads = omp_get_max_threads(), most = ceil_div(panels_, 2 * kMicroVectors);
+    const int64_t wanted = ceil_div(4 * threads, units_.count);
+    const int64_t splits = threads == 1 || units_.count >= 4 * threads ? 1 : wanted < most ? wanted : most;
+    AlignedBuffer<float> statistics(e.mean ? size_t(units_.count * 3 * pitch_) : 1);
+    parallel_for(units_.count * splits, [&](int64_t task) {
+      const int64_t unit = task / splits, split = task % splits;
+      multiply(unit, panels_ * split / splits, panels_ * (split + 1) / splits,
+               e.mean ? statistics.data() + unit * 3 * pitch_ : nullptr);
+    });
+    if (e.mean) {
+      const auto count = [&](int64_t unit) {
+        return (units_.first(unit + 1) - units_.first(unit)) * s_.out_w;
+      };
+      merge_statistics(statistics.data(), units_.count, count, s_.n, pitch_, e.mean, e.var);
     }
-  });
-  merge_weight_gradients(dw.data(), chunks, s.n, k, pitch, p.dw);
+  }
+
+ private:
+  void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, float* sums) const {
+    const int64_t first = units_.first(unit), last = units_.first(unit + 1);
+    Stripe<Words> stripe = stripe_;
+    float* memory = thread_scratch(size_t(stripe.floats(units_.longest())));
+    with_prologue(p_.prologue, [&](const auto& pre) {
+      stripe.fill(memory, first, last, s_.channels, [&](int64_t pixel, int64_t c) {
+        const int64_t n = s_.channels - c;
+        return pre(load_upto(static_cast<const T*>(p_.x.data) + pixel * p_.x.ld + c, n), c, n);
+      });
+    });
+    const StatisticsUnit statistics{sums, sums + pitch_, sums + 2 * pitch_};
+    const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums ? &statistics : nullptr, true);
+    const Taps taps{offsets_.data(), s_.taps(), words_};
+    for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors) {
+      const int64_t panels = last_panel - panel < kMicroVectors ? last_panel - panel : kMicroVectors;
+      for (int64_t line = first; line < last; ++line)
+        multiply_line(stripe.line(line), stripe.column_step(), taps, s_.out_w, b_, panel, panels, sink,
+                      (line - first) * s_.out_w);
+    }
+  }
+
+  const Conv2dForward& p_;
+  const Conv2dShape& s_;
+  const StripeShape shape_;
+  const int64_t words_;
+  const Stripe<Words> stripe_;
+  const LineUnits units_;
+  const PackedView<Words> b_;
+  const int64_t panels_, pitch_;
+  mutable AlignedBuffer<int64_t> offsets_;
+};
+
+void forward_dense(const Conv2dForward& p) {
+  const bool floats = p.shape.dtype == kFloat32;
+  if (takes_patches(p.shape)) return floats ? forward_by_patches<float>(p) : forward_by_patches<bf16>(p);
+  floats ? ForwardByLines<float>(p).run() : ForwardByLines<bf16>(p).run();
+}
+
+// The reduction is one tap of taps x channels where patches are copied.
+MatrixSource packing(const Conv2dShape& s, const Conv2dWeight& w) {
+  MatrixSource m;
+  m.n = s.n;
+  m.dtype = w.dtype;
+  m.data = w.data;
+  m.stride_n = w.stride_n;
+  m.k = s.channels;
+  m.stride_k = w.stride_c;
+  m.taps_h = s.kernel_h;
+  m.taps_w = s.kernel_w;
+  m.stride_tap_h = w.stride_h;
+  m.stride_tap_w = w.stride_w;
+  return m;
+}
+
+int64_t dense_packed_bytes(const Conv2dShape& s) {
+  if (takes_patches(s)) return kernels().packed_bytes(s.taps() * s.channels, s.n, s.dtype);
+  return kernels().packed_bytes(s.channels, s.n, s.dtype) * s.taps();
+}
+
+int64_t packed_bytes(const Conv2dShape& s) {
+  const ConvSlices slices(s);
+  return dense_packed_bytes(slices.shape()) * slices.count();
+}
+
+void pack(const Conv2dShape& s, const Conv2dWeight& weight, void* packed) {
+  const ConvSlices slices(s);
+  const Conv2dShape& own = slices.shape();
+  AlignedBuffer<float> merged(slices.is_merged() ? size_t(slices.weight_floats()) : 1);
+  for (int64_t slice = 0; slice < slices.count(); ++slice) {
+    const Conv2dWeight w = slices.weight(weight, slice, merged.data());
+    MatrixSource m = packing(own, w);
+    AlignedBuffer<float> patches(takes_patches(own) ? size_t(slices.weight_floats()) : 1);
+    if (takes_patches(own)) {
+      Conv2dWeight dense = slices.layout(patches.data());
+      for (int64_t n = 0; n < own.n; ++n)
+        for (int64_t tap = 0; tap < own.taps(); ++tap)
+          for (int64_t c = 0; c < own.channels; ++c) {
+            const int64_t from = n * w.stride_n + c * w.stride_c + tap / own.kernel_w * w.stride_h +
+                                 tap % own.kernel_w * w.stride_w;
+            patches[size_t((n * own.taps() + tap) * own.channels + c)] =
+                w.dtype == kFloat32 ? static_cast<const float*>(w.data)[from]
+                                    : to_float(static_cast<const bf16*>(w.data)[from]);
+          }
+      m = packing(own, dense);
+      m.k = own.taps() * own.channels;
+      m.taps_h = m.taps_w = 1;
+    }
+    kernels().pack_matrix(m, s.dtype, static_cast<char*>(packed) + slice * dense_packed_bytes(own));
+  }
 }
 
 void conv2d_forward(const Conv2dForward& p) {
-  p.shape.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
-}
-
-void conv2d_weight_gradient(const Conv2dWeightGradient& p) {
-  p.shape.dtype == kFloat32 ? weight_gradient<float>(p) : weight_gradient<bf16>(p);
+  const ConvSlices slices(p.shape);
+  if (slices.count() == 1 && !slices.is_merged()) return forward_dense(p);
+  const Dtype dtype = p.shape.dtype;
+  for (int64_t slice = 0; slice < slices.count(); ++slice) {
+    const int64_t c = slices.first_channel(slice), n = slices.first_output(slice);
+    Conv2dForward own = p;
+    own.shape = slices.shape();
+    own.x = from_channel(p.x, c, dtype);
+    own.prologue = from_channel(p.prologue, c);
+    own.packed_weight = static_cast<const char*>(p.packed_weight) + slice * dense_packed_bytes(own.shape);
+    own.epilogue.affine = from_channel(p.epilogue.affine, n);
+    own.epilogue.residual = from_channel(p.epilogue.residual, n, dtype);
+    own.epilogue.out = advanced(p.epilogue.out, n, dtype);
+    own.epilogue.mean = advanced(p.epilogue.mean, n);
+    own.epilogue.var = advanced(p.epilogue.var, n);
+    forward_dense(own);
+  }
 }
 
 }  // namespace
 
 namespace FASTCNN_ISA {
 void register_conv2d(Kernels& k) {
+  k.conv2d_packed_bytes = packed_bytes;
+  k.conv2d_pack = pack;
   k.conv2d_forward = conv2d_forward;
-  k.conv2d_weight_gradient = conv2d_weight_gradient;
 }
 }  // namespace FASTCNN_ISA
 

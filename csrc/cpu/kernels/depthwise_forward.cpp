@@ -14,6 +14,7 @@ struct EpilogueSink {
   const float *scale, *shift;  // null: the identity
   StatisticsUnit statistics;   // shift null: none
   int act;
+  bool act_last;
   bool first;  // no value of this unit has been seen yet
   bool streamed;
   int64_t channels;   // of the unit
@@ -31,7 +32,7 @@ struct EpilogueSink {
       for (int i = 0; i < kOutputs; ++i) acc[i] = fmadd(acc[i], a, b);
     }
     if (statistics.shift) add_statistics(q, c, acc);
-    activate_all(act, acc);
+    if (!act_last) activate_all(act, acc);
     const int64_t n = channels - c;
     if (n < kLanes)
       store_all(q, c, acc, SomeLanes{int(n)});
@@ -66,6 +67,7 @@ struct EpilogueSink {
 #pragma GCC unroll 8
       for (int i = 0; i < kOutputs; ++i) acc[i] = add(acc[i], lanes.get(from + i * residual_ld));
     }
+    if (act_last) activate_all(act, acc);
     if (next_row)
       for (int i = 0; i < kOutputs; ++i) __builtin_prefetch(p + i * out_ld + next_row, 1, 3);
 #pragma GCC unroll 8
@@ -149,10 +151,11 @@ class Forward {
   }
 
   // Whether whole vectors of row p's inputs would reach past the tensor's last channel. Elsewhere the lanes
-  // past the channels read the next pixel, and are not stored.
+  // past the channels read the next pixels (several, where channels are few), and are not stored.
   bool reads_end(int64_t image, int64_t p) const {
     const int64_t last = p * s_.stride_h - s_.pad_h + int64_t(s_.kernel_h - 1) * s_.dilation_h;
-    return channels_ % kLanes && image == s_.images - 1 && last >= s_.in_h - 1;
+    const int64_t row = image * s_.in_h + (last < s_.in_h ? last : s_.in_h - 1), rows = s_.images * s_.in_h;
+    return ((rows - 1 - row) * s_.in_w) * p_.x.ld + channels_ < round_up(channels_, kLanes);
   }
 
   // The input itself, where no prologue and no widening is in the way.
@@ -189,6 +192,7 @@ class Forward {
       to.statistics = {unit, unit + pitch_, unit + 2 * pitch_};
     }
     to.act = e.affine.act;
+    to.act_last = e.act_last;
     to.first = p == first_row(task % chunks_);
     to.channels = count;
     const int64_t pixel = (image * s_.out_h + p) * s_.out_w;

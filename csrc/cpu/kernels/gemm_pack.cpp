@@ -5,12 +5,6 @@
 namespace fastcnn {
 namespace {
 
-template <class T>
-float element(const MatrixSource& s, int64_t k, int64_t n) {
-  const float value = to_float(static_cast<const T*>(s.data)[k * s.stride_k + n * s.stride_n]);
-  return s.scale ? value * s.scale[n] : value;
-}
-
 inline void put_word(FloatWords, float* at, float low, float) { *at = low; }
 #if FASTCNN_ISA_LEVEL >= 3
 inline void put_word(PairWords, float* at, float low, float high) {
@@ -19,79 +13,70 @@ inline void put_word(PairWords, float* at, float low, float high) {
 }
 #endif
 
+// One panel's rows of one tap, from the tap's first element on.
 template <class Words, class T>
-void pack_panel(const MatrixSource& s, int64_t panel, float* out) {
-  const int64_t words = reduction_words<Words>(s.k), first = panel * kLanes;
-  const int64_t columns = s.n - first < kLanes ? s.n - first : kLanes;
+void pack_elements(const MatrixSource& s, const T* data, int64_t columns, float* out) {
+  const int64_t words = reduction_words<Words>(s.k);
+  const auto element = [&](int64_t k, int64_t j) {
+    return j < columns && k < s.k ? to_float(data[k * s.stride_k + j * s.stride_n]) : 0.0f;
+  };
   // Blocks of kLanes words: both orders of the source then stay within a few cache lines.
   for (int64_t base = 0; base < words; base += kLanes) {
     const int64_t end = base + kLanes < words ? base + kLanes : words;
-    for (int64_t j = 0; j < kLanes; ++j) {
+    for (int64_t j = 0; j < kLanes; ++j)
       for (int64_t w = base; w < end; ++w) {
         const int64_t k = w * Words::kPerWord;
-        const float low = j < columns && k < s.k ? element<T>(s, k, first + j) : 0.0f;
-        const float high =
-            Words::kPerWord == 2 && j < columns && k + 1 < s.k ? element<T>(s, k + 1, first + j) : 0.0f;
-        put_word(Words{}, out + w * kLanes + j, low, high);
+        put_word(Words{}, out + w * kLanes + j, element(k, j),
+                 Words::kPerWord == 2 ? element(k + 1, j) : 0.0f);
       }
+  }
+}
+
+// The same with row(k) as a vector of the panel's columns.
+template <class Words, class Row>
+void pack_rows(const MatrixSource& s, float* out, const Row& row) {
+  const auto at = [&](int64_t k) { return k < s.k ? row(k) : zero(); };
+  for (int64_t w = 0; w < reduction_words<Words>(s.k); ++w) {
+    if constexpr (Words::kPerWord == 1) store(out + w * kLanes, at(w));
+#if FASTCNN_ISA_LEVEL >= 3
+    else
+      store_pairs(out + w * kLanes, at(2 * w), at(2 * w + 1));
+#endif
+  }
+}
+
+template <class Words, class T>
+void pack_tap(const MatrixSource& s, const T* data, int64_t columns, float* out) {
+  if (s.stride_n == 1)  // a dgrad's weight: rows of B lie contiguous in memory
+    return pack_rows<Words>(s, out, [&](int64_t k) {
+      const T* p = data + k * s.stride_k;
+      return columns >= kLanes ? load(p) : load(p, int(columns));
+    });
+#if FASTCNN_ISA_LEVEL >= 2
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.stride_n < INT32_MAX / kLanes) {
+      const __mmask16 mask = lane_mask(int(columns < kLanes ? columns : kLanes));
+      const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(int(s.stride_n)));
+      return pack_rows<Words>(s, out, [&](int64_t k) {
+        return _mm512_mask_i32gather_ps(zero(), mask, offsets, data + k * s.stride_k, 4);
+      });
     }
   }
-}
-
-// Rows of B that are contiguous in memory (a dgrad's weight) are copied a vector at a time.
-template <class Words, class T>
-void pack_panel_rows(const MatrixSource& s, int64_t panel, float* out) {
-  const int64_t words = reduction_words<Words>(s.k), first = panel * kLanes, columns = s.n - first;
-  const T* data = static_cast<const T*>(s.data) + first;
-  const auto row = [&](int64_t k) {
-    if (k >= s.k) return zero();
-    const T* p = data + k * s.stride_k;
-    return columns >= kLanes ? load(p) : load(p, int(columns));
-  };
-  for (int64_t w = 0; w < words; ++w) {
-    if constexpr (Words::kPerWord == 1) store(out + w * kLanes, row(w));
-#if FASTCNN_ISA_LEVEL >= 3
-    else
-      store_pairs(out + w * kLanes, row(2 * w), row(2 * w + 1));
 #endif
-  }
+  pack_elements<Words>(s, data, columns, out);
 }
-
-#if FASTCNN_ISA_LEVEL >= 2
-// Columns of B whose reductions are contiguous in memory (a forward's float weight): a gather takes one word
-// of each.
-template <class Words>
-void pack_panel_columns(const MatrixSource& s, int64_t panel, float* out) {
-  const int64_t words = reduction_words<Words>(s.k), first = panel * kLanes, columns = s.n - first;
-  const __mmask16 mask = lane_mask(int(columns < kLanes ? columns : kLanes));
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(int(s.stride_n)));
-  const float* data = static_cast<const float*>(s.data) + first * s.stride_n;
-  const V scale = s.scale ? _mm512_maskz_loadu_ps(mask, s.scale + first) : set(1.0f);
-  const auto column = [&](int64_t k) {
-    return k < s.k ? mul(scale, _mm512_mask_i32gather_ps(zero(), mask, offsets, data + k, 4)) : zero();
-  };
-  for (int64_t w = 0; w < words; ++w) {
-    if constexpr (Words::kPerWord == 1) store(out + w * kLanes, column(w));
-#if FASTCNN_ISA_LEVEL >= 3
-    else
-      store_pairs(out + w * kLanes, column(2 * w), column(2 * w + 1));
-#endif
-  }
-}
-#endif
 
 template <class Words, class T>
 void pack(const MatrixSource& s, void* packed) {
-  const int64_t stride = reduction_words<Words>(s.k) * kLanes;
+  const int64_t tap_floats = reduction_words<Words>(s.k) * kLanes, taps = s.taps_h * s.taps_w;
   parallel_for(ceil_div(s.n, kLanes), [&](int64_t panel) {
-    float* out = static_cast<float*>(packed) + panel * stride;
-    if (s.stride_n == 1 && !s.scale) return pack_panel_rows<Words, T>(s, panel, out);
-#if FASTCNN_ISA_LEVEL >= 2
-    if constexpr (std::is_same_v<T, float>)
-      if (s.stride_k == 1 && s.stride_n < INT32_MAX / kLanes) return pack_panel_columns<Words>(s, panel, out);
-#endif
-    pack_panel<Words, T>(s, panel, out);
+    const int64_t first = panel * kLanes, columns = s.n - first < kLanes ? s.n - first : kLanes;
+    float* out = static_cast<float*>(packed) + panel * taps * tap_floats;
+    for (int64_t tap = 0; tap < taps; ++tap, out += tap_floats) {
+      const int64_t at = tap / s.taps_w * s.stride_tap_h + tap % s.taps_w * s.stride_tap_w;
+      pack_tap<Words>(s, static_cast<const T*>(s.data) + at + first * s.stride_n, columns, out);
+    }
   });
 }
 

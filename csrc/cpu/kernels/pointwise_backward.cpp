@@ -3,10 +3,8 @@
 // Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its
 // operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes ranges of output
 // channels.
-#include "cpu/epilogue.h"
-#include "cpu/gemm.h"
+#include "cpu/dx_sink.h"
 #include "cpu/kernels.h"
-#include "cpu/pixel_rows.h"
 #include "cpu/wgrad.h"
 
 namespace fastcnn {
@@ -16,100 +14,6 @@ constexpr int64_t kCachedWeightGradient =
     256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
 constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
 
-// Input gradients on their way to memory, masked by the input's prologue, with their two sums in `sums`
-// [2][pitch].
-template <class T>
-struct DxSink : RegisterSink {
-  const PointwiseBackward& p;
-  int64_t first, pitch;
-  float* sums;
-  bool opens;
-  Bounds bounds;
-
-  DxSink(const PointwiseBackward& p, int64_t first, int64_t pitch, float* sums, bool opens)
-      : p(p),
-        first(first),
-        pitch(pitch),
-        sums(p.output.sums ? sums : nullptr),
-        opens(opens),
-        bounds(p.input.affine.act) {}
-
-  bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
-
-  const T* x(int64_t row, int64_t column) const {
-    return static_cast<const T*>(p.input.x.data) + input_pixel(p.grid, first + row) * p.input.x.ld + column;
-  }
-  T* dx(int64_t row, int64_t column) const {
-    return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
-  }
-
-  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
-                  int64_t columns) const {
-    const ScaleShiftAct& pre = p.input.affine;
-    for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
-      const int64_t at = column + v, n = p.k - at;
-      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero();
-      Totals totals(*this, at, row);
-      for (int64_t r = 0; r < rows; ++r) {
-        V g = load(c + r * ldc + v);
-        if (pre.act || sums) {
-          const V value = load_upto(x(row + r, at), n);
-          if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
-          totals.add(g, sub(value, mean));
-        }
-        store_upto(dx(row + r, at), g, n);
-      }
-      totals.save(*this, at);
-    }
-  }
-
-  template <int kRows, int kVectors>
-  void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
-    const ScaleShiftAct& pre = p.input.affine;
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = column + v * kLanes;
-      if (!pre.act && !sums) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) store(dx(row + r, at), acc[r][v]);
-        continue;
-      }
-      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
-      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f),
-              shift = pre.shift ? load(pre.shift + at) : zero();
-      Totals totals(*this, at, row);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const V value = load(x(row + r, at));
-        if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
-        totals.add(acc[r][v], sub(value, mean));
-        store(dx(row + r, at), acc[r][v]);
-      }
-      totals.save(*this, at);
-    }
-  }
-
- private:
-  struct Totals {
-    V gradient = zero(), product = zero();
-
-    Totals(const DxSink& sink, int64_t at, int64_t row) {
-      if (!sink.sums || (sink.opens && row == 0)) return;
-      gradient = load(sink.sums + at);
-      product = load(sink.sums + sink.pitch + at);
-    }
-    void add(V g, V centred) {
-      gradient = fastcnn::add(gradient, g);
-      product = fmadd(g, centred, product);
-    }
-    void save(const DxSink& sink, int64_t at) const {
-      if (!sink.sums) return;
-      store(sink.sums + at, gradient);
-      store(sink.sums + sink.pitch + at, product);
-    }
-  };
-};
-
 template <class T>
 class Backward {
  public:
@@ -117,6 +21,7 @@ class Backward {
 
   explicit Backward(const PointwiseBackward& p)
       : p_(p),
+        target_{p.grid, p.k, p.input, p.output},
         pixels_(p.grid.pixels()),
         k_pitch_(round_up(p.k, kMicroVectors * kLanes)),
         dy_words_(reduction_words<Words>(p.n)),
@@ -194,7 +99,7 @@ class Backward {
     const TileWriter<Words> dy{thread_scratch(tile_floats(rows_, dy_words_)), count};
     fill_dy(first, count, dy);
     multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
-                  DxSink<T>(p_, first, k_pitch_, sums, first_of_unit));
+                  DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
   }
 
   void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, bool accumulate) {
@@ -218,7 +123,7 @@ class Backward {
       fill_input(first, a);
       accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
       multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
-                    DxSink<T>(p_, first, k_pitch_, sums, first_of_unit));
+                    DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
     }
   }
 
@@ -255,6 +160,7 @@ class Backward {
   }
 
   const PointwiseBackward& p_;
+  const DxTarget target_;
   const int64_t pixels_, k_pitch_, dy_words_, rows_, chunks_, chunk_rows_;
 };
 

@@ -1,0 +1,279 @@
+// The weight gradient of a dense k x k convolution, reduced over pixels line by line: dW[n, tap, c] += dy^T
+// x, with x addressed in stripes and never copied per tap.
+#pragma once
+
+#include "cpu/conv_stripes.h"
+#include "cpu/epilogue.h"
+
+namespace fastcnn {
+namespace {
+
+// A unit of work owns dW for kUnitOutputs output channels and as many input channels as keep it in a third of
+// L2.
+constexpr int64_t kUnitOutputs = 64, kUnitGradientBytes = 300 * 1024, kMostUnitChannels = 128;
+constexpr int64_t kBandBytes = 192 * 1024;
+// Enough units for many threads; fixed, so that sums do not depend on how many there are.
+constexpr int64_t kLeastUnits = 16;
+// Words between the pixels of a tile of dy; a pixel's kUnitOutputs channels are one run.
+constexpr int64_t kDyPitch = kUnitOutputs + 16;
+
+#if FASTCNN_ISA_LEVEL >= 4
+constexpr int64_t kReductionStep = kTileWords;
+#else
+constexpr int64_t kReductionStep = 1;
+#endif
+
+// Pixels of dy as words of the reduction: [line or pair of lines][column], channels [n0, n0 + count).
+template <class Words>
+class DyTile {
+ public:
+  // AMX reduces over kReductionStep pixels at a time: a line is padded with zeros to whole steps.
+  explicit DyTile(int64_t columns)
+      : columns_(columns), line_(Words::kPerWord == 2 ? round_up(columns, kReductionStep) : columns) {}
+
+  int64_t floats(int64_t lines) const { return ceil_div(lines, Words::kPerWord) * line_ * kDyPitch; }
+  int64_t line_pixels() const { return line_; }
+  const float* line(int64_t index) const { return data_ + index * line_ * kDyPitch; }
+  int64_t lines() const { return lines_; }
+
+  // value(pixel, c) for lines [first, last), which never pair across images: `ends(line)` says where one
+  // ends.
+  template <class Value, class Ends>
+  void fill(float* data, int64_t first, int64_t last, int64_t count, const Value& value, const Ends& ends) {
+    data_ = data;
+    lines_ = 0;
+    for (int64_t line = first; line < last; ++lines_) {
+      float* out = data + lines_ * line_ * kDyPitch;
+      const bool paired = Words::kPerWord == 2 && line + 1 < last && !ends(line);
+      for (int64_t q = 0; q < line_; ++q, out += kDyPitch)
+        for (int64_t c = 0; c < count; c += kLanes) {
+          const V low = q < columns_ ? value(line * columns_ + q, c) : zero();
+          if constexpr (Words::kPerWord == 1) {
+            store(out + c, low);
+#if FASTCNN_ISA_LEVEL >= 3
+          } else {
+            store_pairs(out + c, low, paired && q < columns_ ? value((line + 1) * columns_ + q, c) : zero());
+#endif
+          }
+        }
+      line += paired ? 2 : 1;
+    }
+  }
+
+ private:
+  int64_t columns_, line_, lines_ = 0;
+  float* data_ = nullptr;
+};
+
+template <class Words, int kRows, int kVectors>
+void wgrad_microtile(int rows, const float* const* a, const float* const* b, int64_t lines, int64_t pixels,
+                     int64_t b_step, float* dw, int64_t pitch, bool accumulate) {
+  if constexpr (kRows > 1)
+    if (rows < kRows)
+      return wgrad_microtile<Words, kRows - 1, kVectors>(rows, a, b, lines, pixels, b_step, dw, pitch,
+                                                         accumulate);
+  V acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(dw + r * pitch + v * kLanes) : zero();
+  for (int64_t line = 0; line < lines; ++line)
+    accumulate_products<Words, kRows, kVectors, 1, kDyPitch>(acc, a[line], b[line], b_step, kLanes, pixels);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(dw + r * pitch + v * kLanes, acc[r][v]);
+}
+
+template <class T>
+class ConvWeightGradient {
+ public:
+  using Words = typename WordsOf<T>::type;
+
+  explicit ConvWeightGradient(const Conv2dBackward& p)
+      : p_(p),
+        s_(p.shape),
+        shape_(forward_stripe(s_)),
+        channels_(unit_channels()),
+        c_blocks_(ceil_div(s_.channels, channels_)),
+        n_blocks_(ceil_div(s_.n, kUnitOutputs)),
+        pitch_(round_up(s_.channels, kLanes)),
+        chunks_(chunk_count()),
+        dy_(s_.out_w),
+        stripe_(shape_, channels_, dy_.line_pixels()) {}
+
+  void run() {
+    AlignedBuffer<float> dw(size_t(chunks_ * s_.n * s_.taps() * pitch_));
+    dw_ = dw.data();
+    const int64_t blocks = n_blocks_ * c_blocks_;
+    parallel_for(chunks_ * blocks, [&](int64_t unit) {
+      const int64_t block = unit % blocks;
+      walk(unit / blocks, block / c_blocks_, block % c_blocks_);
+    });
+    merge();
+  }
+
+ private:
+  int64_t unit_channels() const {
+    const int64_t fit = kUnitGradientBytes / 4 / (kUnitOutputs * s_.taps()) / 32 * 32;
+    const int64_t most = fit < 32 ? 32 : fit > kMostUnitChannels ? kMostUnitChannels : fit;
+    return round_up(ceil_div(s_.channels, ceil_div(s_.channels, most)), kLanes);
+  }
+  int64_t chunk_count() const {
+    const int64_t wanted = ceil_div(kLeastUnits, n_blocks_ * c_blocks_), lines = shape_.total_lines();
+    return wanted < lines ? wanted : lines;
+  }
+
+  // dW of one block over one chunk of lines.
+  void walk(int64_t chunk, int64_t n_block, int64_t c_block) const {
+    const int64_t lines = shape_.total_lines(), begin = lines * chunk / chunks_,
+                  end = lines * (chunk + 1) / chunks_;
+    const int64_t n0 = s_.n * n_block / n_blocks_, n1 = s_.n * (n_block + 1) / n_blocks_;
+    const int64_t c0 = c_block * channels_,
+                  count = s_.channels - c0 < channels_ ? s_.channels - c0 : channels_;
+    const LineUnits bands(shape_, stripe_.slot_floats() * 4, kBandBytes, begin, end);
+    Stripe<Words> stripe = stripe_;
+    DyTile<Words> dy = dy_;
+    const int64_t longest = bands.longest() + 1;
+    const size_t stripe_floats = size_t(round_up(stripe.floats(longest), 16));
+    float* memory = thread_scratch(stripe_floats + size_t(dy.floats(2 * longest)) + size_t(4 * longest) + 64);
+    for (int64_t band = 0; band < bands.count; ++band) {
+      const int64_t first = bands.first(band), last = bands.first(band + 1);
+      fill(first, last, n0, n1, c0, count, stripe, dy, memory, memory + stripe_floats);
+      accumulate(first, last, n0, n1, c0, count, stripe, dy, chunk, band > 0);
+    }
+  }
+
+  void fill(int64_t first, int64_t last, int64_t n0, int64_t n1, int64_t c0, int64_t count,
+            Stripe<Words>& stripe, DyTile<Words>& dy, float* x_memory, float* dy_memory) const {
+    with_prologue(p_.input.affine, [&](const auto& pre) {
+      stripe.fill_reduction(x_memory, first, last, count, [&](int64_t pixel, int64_t c) {
+        const int64_t at = c0 + c, n = s_.channels - at;
+        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + at, n), at, n);
+      });
+    });
+    with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
+      dy.fill(
+          dy_memory, first, last, n1 - n0, [&](int64_t pixel, int64_t c) { return gradient(pixel, n0 + c); },
+          [&](int64_t line) { return line % s_.out_h == s_.out_h - 1; });
+    });
+  }
+
+  // Calls f(first line) for every line or pair of lines of the band, in DyTile's order.
+  template <class F>
+  void for_words(int64_t first, int64_t last, const F& f) const {
+    for (int64_t line = first; line < last;) {
+      f(line);
+      line += Words::kPerWord == 2 && line + 1 < last && line % s_.out_h != s_.out_h - 1 ? 2 : 1;
+    }
+  }
+
+  void accumulate(int64_t first, int64_t last, int64_t n0, int64_t n1, int64_t c0, int64_t count,
+                  const Stripe<Words>& stripe, const DyTile<Words>& dy, int64_t chunk, bool add) const {
+    AlignedBuffer<const float*> a(size_t(dy.lines())), b(size_t(dy.lines()));
+    for (int kh = 0; kh < s_.kernel_h; ++kh)
+      for (int kw = 0; kw < s_.kernel_w; ++kw) {
+        const int64_t tap = stripe.tap(int64_t(kh) * s_.dilation_h, int64_t(kw) * s_.dilation_w);
+        float* dw = gradient_at(chunk, n0, kh * s_.kernel_w + kw, c0);
+        for (int64_t c = 0; c < count; c += kMicroVectors * kLanes) {
+          const bool both = count - c > kLanes;
+          const auto pieces = [&](int64_t n, int64_t rows) {
+            int64_t word = 0;
+            for_words(first, last, [&](int64_t line) {
+              a[size_t(word)] = dy.line(word) + n;
+              b[size_t(word++)] = stripe.line(line) + tap + c;
+            });
+            multiply(rows, both, a.data(), b.data(), dy.lines(), dy.line_pixels(), stripe.column_step(),
+                     dw + n * row_floats() + c, add);
+          };
+          for_each_piece(n1 - n0, kPieceRows, pieces);
+        }
+      }
+  }
+
+#if FASTCNN_ISA_LEVEL >= 4
+  static constexpr int64_t kPieceRows = Words::kPerWord == 2 ? kAmxBlock : kMicroRows;
+#else
+  static constexpr int64_t kPieceRows = kMicroRows;
+#endif
+
+  void multiply(int64_t rows, bool both, const float* const* a, const float* const* b, int64_t lines,
+                int64_t pixels, int64_t b_step, float* dw, bool add) const {
+#if FASTCNN_ISA_LEVEL >= 4
+    if constexpr (Words::kPerWord == 2) return amx_multiply(rows, both, a, b, lines, pixels, b_step, dw, add);
+#endif
+    if (both)
+      wgrad_microtile<Words, kMicroRows, kMicroVectors>(int(rows), a, b, lines, pixels, b_step, dw,
+                                                        row_floats(), add);
+    else
+      wgrad_microtile<Words, kMicroRows, 1>(int(rows), a, b, lines, pixels, b_step, dw, row_floats(), add);
+  }
+
+#if FASTCNN_ISA_LEVEL >= 4
+  // A tiles want a channel's pixels side by side: dy's words are transposed, 16 pixels at a time, on the way.
+  void amx_multiply(int64_t rows, bool both, const float* const* a, const float* const* b, int64_t lines,
+                    int64_t pixels, int64_t b_step, float* dw, bool add) const {
+    alignas(64) float c[kAmxBlock * kAmxBlock], turned[kAmxBlock * kTileWords];
+    const __m512i down =
+        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                           _mm512_set1_epi32(int(kDyPitch)));
+    [[maybe_unused]] const TileSession session;
+    with_block_shape(rows, both ? 2 : 1, [&](auto row_tiles, auto panel_tiles) {
+      block_zero();
+      for (int64_t line = 0; line < lines; ++line)
+        for (int64_t q = 0; q < pixels; q += kTileWords) {
+          for (int64_t j = 0; j < row_tiles * kTileRows; ++j)
+            store(turned + j * kTileWords,
+                  j < rows ? _mm512_i32gather_ps(down, a[line] + q * kDyPitch + j, 4) : zero());
+          block_step<row_tiles, panel_tiles>(turned, kTileWords, b[line] + q * b_step, b_step, kLanes);
+        }
+      block_store<row_tiles, panel_tiles>(c, kAmxBlock);
+    });
+    for (int64_t j = 0; j < rows; ++j)
+      for (int64_t v = 0; v < (both ? 2 : 1); ++v) {
+        float* out = dw + j * row_floats() + v * kLanes;
+        const V sum = load(c + j * kAmxBlock + v * kLanes);
+        store(out, add ? fastcnn::add(load(out), sum) : sum);
+      }
+  }
+#endif
+
+  int64_t row_floats() const { return s_.taps() * pitch_; }
+  float* gradient_at(int64_t chunk, int64_t n, int64_t tap, int64_t c) const {
+    return dw_ + (chunk * s_.n + n) * row_floats() + tap * pitch_ + c;
+  }
+
+  // The chunks' sums in their order, into the weight's own memory format.
+  void merge() const {
+    const Conv2dWeight& to = p_.dw_layout;
+    parallel_for(s_.n, [&](int64_t n) {
+      for (int kh = 0; kh < s_.kernel_h; ++kh)
+        for (int kw = 0; kw < s_.kernel_w; ++kw) {
+          float* out = p_.output.dw + n * to.stride_n + kh * to.stride_h + kw * to.stride_w;
+          for (int64_t c = 0; c < s_.channels; c += kLanes) {
+            V total = zero();
+            for (int64_t chunk = 0; chunk < chunks_; ++chunk)
+              total = add(total, load(gradient_at(chunk, n, kh * s_.kernel_w + kw, c)));
+            if (to.stride_c == 1) {
+              store_upto(out + c, total, s_.channels - c);
+              continue;
+            }
+            alignas(64) float lanes[kLanes];
+            store(lanes, total);
+            for (int64_t i = 0; i < kLanes && c + i < s_.channels; ++i) out[(c + i) * to.stride_c] = lanes[i];
+          }
+        }
+    });
+  }
+
+  const Conv2dBackward& p_;
+  const Conv2dShape& s_;
+  const StripeShape shape_;
+  const int64_t channels_, c_blocks_, n_blocks_, pitch_, chunks_;
+  const DyTile<Words> dy_;
+  const Stripe<Words> stripe_;
+  float* dw_ = nullptr;
+};
+
+}  // namespace
+}  // namespace fastcnn

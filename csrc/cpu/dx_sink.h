@@ -1,0 +1,114 @@
+// Input gradients on their way to memory.
+#pragma once
+
+#include "cpu/epilogue.h"
+#include "cpu/gemm.h"
+#include "cpu/pixel_rows.h"
+
+namespace fastcnn {
+namespace {
+
+// Row `r` of a product is the gradient of the input pixel that grid maps r to; k channels.
+struct DxTarget {
+  PixelGrid grid;
+  int64_t k;
+  BackwardInput input;
+  BackwardOutput output;
+};
+
+// Masks gradients by the input's prologue, with their two sums in `sums`
+// [2][pitch].
+template <class T>
+struct DxSink : RegisterSink {
+  const DxTarget& p;
+  int64_t first, pitch;
+  float* sums;
+  bool opens;
+  Bounds bounds;
+
+  DxSink(const DxTarget& p, int64_t first, int64_t pitch, float* sums, bool opens)
+      : p(p),
+        first(first),
+        pitch(pitch),
+        sums(p.output.sums ? sums : nullptr),
+        opens(opens),
+        bounds(p.input.affine.act) {}
+
+  bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
+
+  const T* x(int64_t row, int64_t column) const {
+    return static_cast<const T*>(p.input.x.data) + input_pixel(p.grid, first + row) * p.input.x.ld + column;
+  }
+  T* dx(int64_t row, int64_t column) const {
+    return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
+  }
+
+  void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
+                  int64_t columns) const {
+    const ScaleShiftAct& pre = p.input.affine;
+    for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
+      const int64_t at = column + v, n = p.k - at;
+      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero();
+      Totals totals(*this, at, row);
+      for (int64_t r = 0; r < rows; ++r) {
+        V g = load(c + r * ldc + v);
+        if (pre.act || sums) {
+          const V value = load_upto(x(row + r, at), n);
+          if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
+          totals.add(g, sub(value, mean));
+        }
+        store_upto(dx(row + r, at), g, n);
+      }
+      totals.save(*this, at);
+    }
+  }
+
+  template <int kRows, int kVectors>
+  void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
+    const ScaleShiftAct& pre = p.input.affine;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = column + v * kLanes;
+      if (!pre.act && !sums) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) store(dx(row + r, at), acc[r][v]);
+        continue;
+      }
+      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
+      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f),
+              shift = pre.shift ? load(pre.shift + at) : zero();
+      Totals totals(*this, at, row);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const V value = load(x(row + r, at));
+        if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
+        totals.add(acc[r][v], sub(value, mean));
+        store(dx(row + r, at), acc[r][v]);
+      }
+      totals.save(*this, at);
+    }
+  }
+
+ private:
+  struct Totals {
+    V gradient = zero(), product = zero();
+
+    Totals(const DxSink& sink, int64_t at, int64_t row) {
+      if (!sink.sums || (sink.opens && row == 0)) return;
+      gradient = load(sink.sums + at);
+      product = load(sink.sums + sink.pitch + at);
+    }
+    void add(V g, V centred) {
+      gradient = fastcnn::add(gradient, g);
+      product = fmadd(g, centred, product);
+    }
+    void save(const DxSink& sink, int64_t at) const {
+      if (!sink.sums) return;
+      store(sink.sums + at, gradient);
+      store(sink.sums + sink.pitch + at, product);
+    }
+  };
+};
+
+}  // namespace
+}  // namespace fastcnn

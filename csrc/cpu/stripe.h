@@ -1,0 +1,183 @@
+// Stripes: the source lines that a few output lines of a convolution read, prologue applied once, zeros
+// around them. A product then addresses its rows in the stripe itself, tap by tap: there is no im2col buffer,
+// and no patch is copied.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+#include "ops/conv2d.h"
+
+namespace fastcnn {
+namespace {
+
+// Output pixel (line, column) reads source pixels from (line * stride_h + low_h, column * stride_w + low_w)
+// on.
+struct StripeShape {
+  int64_t images = 0, lines = 0, columns = 0;  // of the output, lines per image
+  int64_t source_h = 0, source_w = 0;
+  int64_t stride_h = 1, stride_w = 1;
+  int64_t low_h = 0, low_w = 0;
+  int64_t span_h = 1, span_w = 1;  // how far one output pixel reaches
+
+  int64_t total_lines() const { return images * lines; }
+  // Source lines behind `count` consecutive output lines; a line of another image shares none with its
+  // neighbour.
+  int64_t slots(int64_t count) const {
+    const int64_t breaks = (count + lines - 2) / lines;
+    return (count - 1) * stride_h + span_h + breaks * (span_h > stride_h ? span_h - stride_h : 0);
+  }
+};
+
+// Units of work of near-equal numbers of output lines, whose stripes take at most `bytes`. They depend on the
+// shape alone, so that any number of threads sums in one order.
+struct LineUnits {
+  int64_t total, count;
+
+  LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1)
+      : total(end < 0 ? s.total_lines() : end - begin), begin_(begin) {
+    int64_t most = 1;
+    while (most < total && s.slots(most + 1) * slot_bytes <= bytes) ++most;
+    count = ceil_div(total, most);
+  }
+  int64_t first(int64_t unit) const { return begin_ + total * unit / count; }
+  int64_t longest() const { return ceil_div(total, count); }
+
+ private:
+  int64_t begin_;
+};
+
+// Words between neighbouring pixels: an odd number of cache lines, so that no two rows of a microtile fall on
+// the same L1 set.
+inline int64_t stripe_pitch(int64_t words) {
+  const int64_t lines = ceil_div(words, 16);
+  return (lines + (lines % 2 == 0)) * 16;
+}
+
+template <class Words>
+class Stripe {
+ public:
+  // `columns` is the least number of output columns that a line must hold.
+  Stripe(const StripeShape& s, int64_t words, int64_t columns)
+      : s_(s), pitch_(stripe_pitch(words)), columns_((columns - 1) * s.stride_w + s.span_w) {}
+
+  int64_t slot_floats() const { return columns_ * pitch_; }
+  // An AMX tile may read up to 31 rows past the last pixel.
+  int64_t floats(int64_t lines) const { return s_.slots(lines) * slot_floats() + 32 * s_.stride_w * pitch_; }
+  int64_t column_step() const { return s_.stride_w * pitch_; }
+  int64_t tap(int64_t h, int64_t w) const { return h * slot_floats() + w * pitch_; }
+
+  // Where the first pixel of an output line begins to read.
+  const float* line(int64_t index) const { return data_ + slot(index) * slot_floats(); }
+
+  // Reads what output lines [first, last) need of `channels` channels; value(pixel, c) is a vector of a
+  // source pixel.
+  template <class Value>
+  void fill(float* data, int64_t first, int64_t last, int64_t channels, const Value& value) {
+    open(data, first);
+    for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
+      fill_line(image, h, out, [&](int64_t pixel, float* at) {
+        for (int64_t c = 0; c < channels; c += kLanes) put(at, c, value(pixel, c));
+        for (int64_t c = round_up(channels, kLanes); c < reduction_words<Words>(channels) * Words::kPerWord;
+             c += kLanes)
+          put(at, c, zero());
+      });
+    });
+  }
+
+  // The same for a product that reduces over pixels: a word holds a channel of a source line, and in bf16
+  // also of the line that the next output line reads.
+  template <class Value>
+  void fill_reduction(float* data, int64_t first, int64_t last, int64_t channels, const Value& value) {
+    open(data, first);
+    for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
+      if constexpr (Words::kPerWord == 1) {
+        fill_line(image, h, out, [&](int64_t pixel, float* at) {
+          for (int64_t c = 0; c < channels; c += kLanes) store(at + c, value(pixel, c));
+        });
+      } else {
+        fill_line_pairs(image, h, out, channels, value);
+      }
+    });
+  }
+
+ private:
+  void open(float* data, int64_t first) {
+    data_ = data;
+    image_ = first / s_.lines;
+    line_ = first % s_.lines;
+  }
+
+  int64_t slot(int64_t index) const {
+    const int64_t image = index / s_.lines - image_, line = index % s_.lines;
+    if (image == 0) return (line - line_) * s_.stride_h;
+    const int64_t opening = (s_.lines - 1 - line_) * s_.stride_h + s_.span_h;
+    return opening + (image - 1) * ((s_.lines - 1) * s_.stride_h + s_.span_h) + line * s_.stride_h;
+  }
+
+  // f(image, source line, slot) for every slot that lines [first, last) read.
+  template <class F>
+  void for_source_lines(int64_t first, int64_t last, const F& f) const {
+    for (int64_t index = first; index < last;) {
+      const int64_t image = index / s_.lines, line = index % s_.lines;
+      const int64_t rest = s_.lines - line, count = last - index < rest ? last - index : rest;
+      const int64_t slots = (count - 1) * s_.stride_h + s_.span_h, base = slot(index);
+      for (int64_t i = 0; i < slots; ++i)
+        f(image, line * s_.stride_h + s_.low_h + i, data_ + (base + i) * slot_floats());
+      index += count;
+    }
+  }
+
+  static void put(float* at, int64_t c, V v) {
+    if constexpr (Words::kPerWord == 1)
+      store(at + c, v);
+    else
+      store(reinterpret_cast<bf16*>(at) + c, v);
+  }
+  void clear(float* out, int64_t pixels) const {
+    for (int64_t i = 0; i < pixels * pitch_; i += kLanes) store(out + i, zero());
+  }
+
+  int64_t first_inside() const { return s_.low_w < 0 ? (-s_.low_w < columns_ ? -s_.low_w : columns_) : 0; }
+  int64_t last_inside() const {
+    const int64_t last = s_.source_w - s_.low_w;
+    return last < first_inside() ? first_inside() : last < columns_ ? last : columns_;
+  }
+
+  // write(pixel, at) for the pixels of a source line that exist, zeros for the others.
+  template <class Write>
+  void fill_line(int64_t image, int64_t h, float* out, const Write& write) const {
+    if (h < 0 || h >= s_.source_h) return clear(out, columns_);
+    const int64_t begin = first_inside(), end = last_inside();
+    const int64_t pixel = (image * s_.source_h + h) * s_.source_w + s_.low_w;
+    clear(out, begin);
+    for (int64_t i = begin; i < end; ++i) write(pixel + i, out + i * pitch_);
+    clear(out + end * pitch_, columns_ - end);
+  }
+
+  template <class Value>
+  void fill_line_pairs([[maybe_unused]] int64_t image, [[maybe_unused]] int64_t h,
+                       [[maybe_unused]] float* out, [[maybe_unused]] int64_t channels,
+                       [[maybe_unused]] const Value& value) const {
+#if FASTCNN_ISA_LEVEL >= 3
+    const int64_t next = h + s_.stride_h, begin = first_inside(), end = last_inside();
+    const bool low = h >= 0 && h < s_.source_h, high = next >= 0 && next < s_.source_h;
+    if (!low && !high) return clear(out, columns_);
+    const int64_t pixel = (image * s_.source_h + h) * s_.source_w + s_.low_w,
+                  below = s_.stride_h * s_.source_w;
+    clear(out, begin);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t c = 0; c < channels; c += kLanes)
+        store_pairs(out + i * pitch_ + c, low ? value(pixel + i, c) : zero(),
+                    high ? value(pixel + i + below, c) : zero());
+    clear(out + end * pitch_, columns_ - end);
+#endif
+  }
+
+  const StripeShape& s_;
+  const int64_t pitch_, columns_;
+  float* data_ = nullptr;
+  int64_t image_ = 0, line_ = 0;
+};
+
+}  // namespace
+}  // namespace fastcnn

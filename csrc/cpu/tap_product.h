@@ -1,0 +1,122 @@
+// The matrix-product core over taps: rows of A lie a pitch apart in a stripe, each tap's words at an offset
+// of its own.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace fastcnn {
+namespace {
+
+struct Taps {
+  const int64_t* offsets;  // in words, from a row's first
+  int64_t count, words;    // words of the reduction per tap
+};
+
+// acc[row][panel] += sum over taps and words of a[row * a_row + offset + word] * b[...]
+template <class Words, int kRows, int kVectors>
+inline void accumulate_taps(V (&acc)[kRows][kVectors], const float* a, int64_t a_row, const Taps& taps,
+                            const float* b, int64_t b_panel) {
+  // Three rows share a register: base, base + a_row and base + 2 * a_row are one addressing mode.
+  constexpr int kBases = (kRows + 2) / 3;
+  for (int64_t t = 0; t < taps.count; ++t) {
+    const float* base[kBases];
+#pragma GCC unroll 5
+    for (int i = 0; i < kBases; ++i) base[i] = a + taps.offsets[t] + 3 * i * a_row;
+    for (int64_t k = 0; k < taps.words; ++k) {
+      V bv[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) bv[v] = load(b + v * b_panel);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const V av = set(base[r / 3][r % 3 * a_row]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = Words::step(acc[r][v], av, bv[v]);
+      }
+#pragma GCC unroll 5
+      for (int i = 0; i < kBases; ++i) ++base[i];
+      b += kLanes;
+    }
+  }
+}
+
+template <class Words, int kRows, int kVectors>
+inline void tap_microtile(int rows, const float* a, int64_t a_row, const Taps& taps, const float* b,
+                          int64_t b_panel, float* c, int64_t ldc) {
+  if constexpr (kRows > 1)
+    if (rows < kRows)
+      return tap_microtile<Words, kRows - 1, kVectors>(rows, a, a_row, taps, b, b_panel, c, ldc);
+  V acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
+  accumulate_taps<Words, kRows, kVectors>(acc, a, a_row, taps, b, b_panel);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(c + r * ldc + v * kLanes, acc[r][v]);
+}
+
+template <class Words, class Sink>
+void tap_microtile_to(const float* a, int64_t a_row, const Taps& taps, const float* b, int64_t b_panel,
+                      const Sink& sink, int64_t row, int64_t column) {
+  V acc[kMicroRows][kMicroVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kMicroRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kMicroVectors; ++v) acc[r][v] = zero();
+  accumulate_taps<Words, kMicroRows, kMicroVectors>(acc, a, a_row, taps, b, b_panel);
+  sink.tile(acc, row, column);
+}
+
+#if FASTCNN_ISA_LEVEL >= 4
+// Rows of the last block beyond the line are computed from whatever the stripe holds there, and dropped.
+template <class Sink>
+void amx_multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels,
+                       const PackedView<PairWords>& b, int64_t panel, int64_t panels, const Sink& sink,
+                       int64_t row) {
+  alignas(64) float c[kAmxBlock * kAmxBlock];
+  [[maybe_unused]] const TileSession session;
+  for (int64_t q = 0; q < pixels; q += kAmxBlock) {
+    const int64_t count = pixels - q < kAmxBlock ? pixels - q : kAmxBlock;
+    with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
+      block_zero();
+      for (int64_t t = 0; t < taps.count; ++t)
+        for (int64_t word = 0; word < taps.words; word += kTileWords)
+          block_step<row_tiles, panel_tiles>(a + q * a_row + taps.offsets[t] + word, a_row,
+                                             b.panel(panel) + (t * taps.words + word) * kLanes, kLanes,
+                                             b.panel_stride());
+      block_store<row_tiles, panel_tiles>(c, kAmxBlock);
+    });
+    sink(c, kAmxBlock, row + q, count, panel * kLanes, panels * kLanes);
+  }
+}
+#endif
+
+// Multiplies one line's pixels by `panels` panels of B (at most kMicroVectors); the sink's rows begin at
+// `row`.
+template <class Words, class Sink>
+void multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels,
+                   const PackedView<Words>& b, int64_t panel, int64_t panels, const Sink& sink, int64_t row) {
+#if FASTCNN_ISA_LEVEL >= 4
+  if constexpr (Words::kPerWord == 2)
+    return amx_multiply_line(a, a_row, taps, pixels, b, panel, panels, sink, row);
+#endif
+  alignas(64) float c[kMicroRows * kMicroVectors * kLanes];
+  const int64_t ldc = kMicroVectors * kLanes, column = panel * kLanes;
+  const bool registers = panels == kMicroVectors && sink.takes(column, panels * kLanes);
+  for_each_piece(pixels, kMicroRows, [&](int64_t q, int64_t count) {
+    const float *rows = a + q * a_row, *pb = b.panel(panel);
+    if (registers && count == kMicroRows)
+      return tap_microtile_to<Words>(rows, a_row, taps, pb, b.panel_stride(), sink, row + q, column);
+    if (panels == kMicroVectors)
+      tap_microtile<Words, kMicroRows, kMicroVectors>(int(count), rows, a_row, taps, pb, b.panel_stride(), c,
+                                                      ldc);
+    else
+      tap_microtile<Words, kMicroRows, 1>(int(count), rows, a_row, taps, pb, b.panel_stride(), c, ldc);
+    sink(c, ldc, row + q, count, column, panels * kLanes);
+  });
+}
+
+}  // namespace
+}  // namespace fastcnn
