@@ -19,6 +19,7 @@ namespace fastcnn {
   void register_pointwise_forward(Kernels&);   \
   void register_pointwise_backward(Kernels&);  \
   void register_conv2d(Kernels&);              \
+  void register_group_conv2d(Kernels&);        \
   void register_conv2d_backward(Kernels&);     \
   void register_depthwise_forward(Kernels&);   \
   void register_depthwise_backward(Kernels&);  \
@@ -33,6 +34,7 @@ namespace fastcnn {
     register_pointwise_forward(k);             \
     register_pointwise_backward(k);            \
     register_conv2d(k);                        \
+    register_group_conv2d(k);                  \
     register_conv2d_backward(k);               \
     register_depthwise_forward(k);             \
     register_depthwise_backward(k);            \

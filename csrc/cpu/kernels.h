@@ -22,6 +22,11 @@ struct Kernels {
   void (*conv2d_pack)(const Conv2dShape&, const Conv2dWeight&, void* packed) = nullptr;
   void (*conv2d_forward)(const Conv2dForward&) = nullptr;
   void (*conv2d_backward)(const Conv2dBackward&) = nullptr;
+  // The same for narrow groups (group_stencil.h); the backward makes what of dx and dW it is faster at.
+  void (*group_pack)(const Conv2dShape&, const Conv2dWeight&, void* packed) = nullptr;
+  void (*group_forward)(const Conv2dForward&) = nullptr;
+  void (*group_data_gradient)(const Conv2dBackward&) = nullptr;
+  void (*group_weight_gradient)(const Conv2dBackward&) = nullptr;
   void (*depthwise_forward)(const DepthwiseForward&) = nullptr;
   void (*depthwise_backward)(const DepthwiseBackward&) = nullptr;
   void (*separable_forward)(const SeparableForward&) = nullptr;

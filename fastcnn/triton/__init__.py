@@ -4,6 +4,9 @@ Under TRITON_INTERPRET=1 (set before triton is imported) the same kernels run on
 """
 
 from fastcnn.triton.affine_act import affine_act_fwd, affine_act_sums
+from fastcnn.triton.affine_act_bwd import affine_act_dgrad, channel_statistics, residual_act_bwd
+from fastcnn.triton.conv2d import conv2d_fwd
+from fastcnn.triton.conv2d_bwd import conv2d_bwd
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd
 from fastcnn.triton.depthwise_conv2d_bwd import depthwise_bwd
 from fastcnn.triton.inverted_residual import inverted_residual_fwd
@@ -13,14 +16,19 @@ from fastcnn.triton.pointwise_conv2d_bwd import pointwise_bwd
 from fastcnn.triton.separable_conv2d import separable_fwd
 
 __all__ = [
+    "affine_act_dgrad",
     "affine_act_fwd",
     "affine_act_sums",
+    "channel_statistics",
+    "conv2d_bwd",
+    "conv2d_fwd",
     "depthwise_bwd",
     "depthwise_fwd",
     "inverted_residual_fwd",
     "pointwise_bwd",
     "pointwise_fwd",
     "refuses",
+    "residual_act_bwd",
     "separable_fwd",
     "unavailable",
 ]

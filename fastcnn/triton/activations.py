@@ -11,12 +11,13 @@ RELU = tl.constexpr(activations.RELU)
 RELU6 = tl.constexpr(activations.RELU6)
 SILU = tl.constexpr(activations.SILU)
 HARDSWISH = tl.constexpr(activations.HARDSWISH)
+AFTER_RESIDUAL = tl.constexpr(activations.AFTER_RESIDUAL)
 NAN = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
 def activate(z, ACT: tl.constexpr):
-    """act(z), z float32; NaN stays NaN as in torch."""
+    """act(z), z float32; NaN stays NaN as in torch. A code with AFTER_RESIDUAL is the identity."""
     if ACT == RELU:
         z = tl.maximum(z, 0.0, propagate_nan=NAN)
     elif ACT == RELU6:
@@ -25,6 +26,14 @@ def activate(z, ACT: tl.constexpr):
         z = z / (1.0 + tl.exp(-z))
     elif ACT == HARDSWISH:
         z = z * (tl.minimum(tl.maximum(z + 3.0, 0.0, propagate_nan=NAN), 6.0, propagate_nan=NAN) / 6.0)
+    return z
+
+
+@triton.jit
+def activate_after_residual(z, ACT: tl.constexpr):
+    """The activation of a sum with a residual, which activate left out for want of the residual."""
+    if ACT >= AFTER_RESIDUAL:
+        z = activate(z, ACT - AFTER_RESIDUAL)
     return z
 
 

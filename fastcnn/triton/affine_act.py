@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import empty_nhwc
-from fastcnn.triton.activations import activate, mask_gradient
+from fastcnn.triton.activations import activate, activate_after_residual, mask_gradient
 from fastcnn.triton.launch import cdiv, nhwc, pow2, primitive, vector
 from fastcnn.triton.prologue_epilogue import load_affine, per_channel
 from fastcnn.triton.reductions import sum_rows
@@ -40,6 +40,7 @@ def affine_act_fwd_kernel(
     result = activate(load_affine(value, scale, shift, channels, channel_mask), ACT)
     if residual is not None:
         result += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    result = activate_after_residual(result, ACT)
     tl.store(out + base * C + rows[:, None] * C + channels[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
@@ -76,6 +77,18 @@ def affine_act_sums_kernel(
     tl.store(row + C, tl.sum(moment, 0), mask=channel_mask)
 
 
+def sums_grid(m: int, channels: int) -> tuple[int, int, int, int]:
+    """Rows and columns of a tile, programs along m and tiles of each, for sums over [m, channels].
+
+    About 2,000 programs: several waves on any GPU, and few enough rows for one folding of 256 and a last one.
+    """
+    block_c = pow2(channels, 16, 64)
+    block_m = TILE // block_c
+    tiles = cdiv(m, block_m)
+    per_program = max(1, tiles * cdiv(channels, block_c) // 2048)
+    return block_m, block_c, cdiv(tiles, per_program), per_program
+
+
 @primitive
 def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """act(scale * y + shift) + residual, in y's dtype, NHWC."""
@@ -101,15 +114,11 @@ def affine_act_sums(
     grad, grad_ld = nhwc(grad)
     y, y_ld = nhwc(y)
     n, c, h, w = y.shape
-    m, vec, block_c = n * h * w, vector(c, grad_ld, y_ld), pow2(c, 16, 64)
-    block_m, blocks = TILE // block_c, cdiv(c, block_c)
-    tiles = cdiv(m, block_m)
-    # About 2,000 programs: several waves on any GPU, and few enough rows for one folding of 256 and a last one.
-    per_program = max(1, tiles * blocks // 2048)
-    programs = cdiv(tiles, per_program)
+    m, vec = n * h * w, vector(c, grad_ld, y_ld)
+    block_m, block_c, programs, per_program = sums_grid(m, c)
     partials = torch.empty((programs, 2, c), dtype=torch.float32, device=y.device)
     if m:
-        affine_act_sums_kernel[(programs * blocks,)](
+        affine_act_sums_kernel[(programs * cdiv(c, block_c),)](
             grad, y, scale, shift, mean, partials, m, c // vec, grad_ld // vec, y_ld // vec, per_program,
             act, vec, block_m, block_c, num_warps=4,
         )  # fmt: skip

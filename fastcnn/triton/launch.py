@@ -21,8 +21,10 @@ INTERPRETED = triton.knobs.runtime.interpret
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MATRIX_PRODUCTS = frozenset({"pointwise_fwd", "pointwise_bwd", "separable_fwd", "inverted_residual_fwd"})
-_GRADIENT_FIRST = frozenset({"pointwise_bwd", "depthwise_bwd", "affine_act_sums"})
+MATRIX_PRODUCTS = frozenset(
+    {"pointwise_fwd", "pointwise_bwd", "conv2d_fwd", "conv2d_bwd", "separable_fwd", "inverted_residual_fwd"}
+)
+_GRADIENT_FIRST = frozenset({"pointwise_bwd", "conv2d_bwd", "depthwise_bwd", "affine_act_sums"})
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.
 MAX_IMAGE = 2**31

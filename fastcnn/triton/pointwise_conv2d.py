@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import conv_out_size, empty_nhwc
-from fastcnn.triton.activations import activate
-from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
-from fastcnn.triton.prologue_epilogue import epilogue, load_affine, per_channel
-from fastcnn.triton.reductions import merge_moments, moments_buffer, tile_moments
+from fastcnn.triton.implicit_gemm import pixel_position
+from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, primitive, vector
+from fastcnn.triton.product import matrix, product_tiles, store_output
+from fastcnn.triton.prologue_epilogue import load_activated
+from fastcnn.triton.reductions import merge_moments, moments_buffer
 
 Pair = tuple[int, int]
 
@@ -26,10 +25,7 @@ def pixel_offsets(first, rows, ld, H, W, P, Q, SH: tl.constexpr, SW: tl.constexp
     if SH == 1 and SW == 1:
         return rows * ld
     else:
-        pixel = first + rows
-        image = pixel // (P * Q)
-        p = pixel // Q % P
-        q = pixel % Q
+        image, p, q = pixel_position(first + rows, P, Q)
         return ((image * H + p * SH) * W + q * SW).to(tl.int64) * ld
 
 
@@ -70,52 +66,15 @@ def pointwise_fwd_kernel(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_mask = k < K
-        a = tl.load(x + x_offsets[:, None] + k[None, :], mask=valid[:, None] & k_mask[None, :], other=0.0)
-        if in_scale is not None or in_shift is not None or IN_ACT != 0:
-            a = activate(load_affine(a, in_scale, in_shift, k, k_mask), IN_ACT).to(x.dtype.element_ty)
+        mask = valid[:, None] & k_mask[None, :]
+        a = load_activated(x, x_offsets[:, None] + k[None, :], mask, in_scale, in_shift, k, k_mask, IN_ACT, False)
         b = tl.load(weight + columns[None, :] * K + k[:, None], mask=k_mask[:, None] & column_mask[None, :], other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
-    mask = valid[:, None] & column_mask[None, :]
-    if residual is not None:
-        residual += first.to(tl.int64) * (residual_vectors * VEC_C)
-    residual_offsets = rows[:, None] * (residual_vectors * VEC_C) + columns[None, :]
-    if out_scale is not None:
-        out_scale = per_channel(out_scale, columns, column_mask)
-    if out_shift is not None:
-        out_shift = per_channel(out_shift, columns, column_mask)
-    acc = epilogue(acc, out_scale, out_shift, OUT_ACT, residual, residual_offsets, mask)
-    y += first.to(tl.int64) * C
-    offsets = rows[:, None] * C + columns[None, :]
-    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=mask)
-    if moments is not None:
-        tile_moments(
-            y, offsets, mask, valid, moments, tile_m, tl.cdiv(M, BLOCK_M), columns, column_mask, C, tile_n == 0
-        )
-
-
-class Tiles(NamedTuple):
-    """The shape of a product's tile and what Triton needs to pipeline it."""
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-
-
-def product_tiles(m: int, n: int, k: int, itemsize: int) -> Tiles:
-    """The tile of an [m, k] x [k, n] product; it depends on shapes alone, so that statistics do not depend on the GPU.
-
-    128 x 128 with 8 warps leaves registers for the prologue (64 accumulators a thread). Products that fill fewer than
-    132 such tiles (the SMs of an H100) are cut to 64 rows, the least that wgmma takes. Float32 has 64 columns: three
-    TF32 products hold both halves of both operands in registers. Three stages of 128 bytes of k take up to 100 KB of
-    shared memory (150 KB with the two operands of a gradient).
-    """
-    block_n = pow2(n, 16, 128 if itemsize < 4 else 64)
-    block_m = 128 if cdiv(m, 128) * cdiv(n, block_n) >= 132 else 64
-    block_k = pow2(k, 16, 128 // itemsize)
-    return Tiles(block_m, block_n, block_k, 8 if block_m * block_n >= (16384 if itemsize < 4 else 4096) else 4, 3)
+    store_output(
+        acc, y, first, rows, valid, columns, column_mask, C, out_scale, out_shift, OUT_ACT,
+        residual, residual_vectors * VEC_C, moments, tile_m, tl.cdiv(M, BLOCK_M), tile_n == 0,
+    )  # fmt: skip
 
 
 @primitive
@@ -139,10 +98,10 @@ def pointwise_fwd(
     p, q = (conv_out_size(size, 1, s, 0, 1) for size, s in zip((h, w), stride))
     y = empty_nhwc(n, c, p, q, like=x)
     m = n * p * q
-    tiles = product_tiles(m, c, k, x.element_size())
+    vec_k, vec_c = vector(k, x_ld), vector(c, residual_ld)
+    tiles = product_tiles(m, c, k, x.element_size(), vec_k)
     rows = cdiv(m, tiles.m)
     moments = moments_buffer(rows, c, x) if stats else None
-    vec_k, vec_c = vector(k, x_ld), vector(c, residual_ld)
     if m:
         pointwise_fwd_kernel[(rows * cdiv(c, tiles.n),)](
             x, matrix(weight, x), y, in_scale, in_shift, out_scale, out_shift, residual, moments,
@@ -151,11 +110,6 @@ def pointwise_fwd(
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return (y, *merge_moments(moments, rows, c)) if stats else (y, empty(x), empty(x))
-
-
-def matrix(weight: Tensor, x: Tensor) -> Tensor:
-    """A 1x1 weight as a dense [C, K] matrix in x's dtype."""
-    return weight.reshape(weight.shape[0], -1).to(x.dtype).contiguous()
 
 
 def zeros_nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,29 +8,22 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import empty_nhwc
-from fastcnn.triton.activations import activate, mask_gradient
-from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
-from fastcnn.triton.pointwise_conv2d import matrix, pixel_offsets, product_tiles, tile_base, zeros_nhwc
-from fastcnn.triton.prologue_epilogue import load_affine, load_coefficients, load_gradient, per_channel
+from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, primitive, vector
+from fastcnn.triton.pointwise_conv2d import pixel_offsets, tile_base, zeros_nhwc
+from fastcnn.triton.product import (
+    input_gradient_tiles,
+    matrix,
+    pixel_splits,
+    store_input_gradient,
+    sums_buffer,
+    weight_gradient_tiles,
+)
+from fastcnn.triton.prologue_epilogue import load_activated, load_channel_gradient
 from fastcnn.triton.reductions import sum_rows
 
 Pair = tuple[int, int]
 
 INTEGERS = ["M", "k_vectors", "c_vectors", "grad_vectors", "y_vectors", "x_vectors", "H", "W", "P", "Q"]
-
-
-@triton.jit
-def load_channel_gradient(
-    grad, grad_offsets, y, y_offsets, scale, shift, ACT: tl.constexpr, coef, mask, channels, channel_mask, C
-):
-    """prologue_epilogue.load_gradient with scale, shift and coef given as pointers, or None."""
-    if scale is not None:
-        scale = per_channel(scale, channels, channel_mask)
-    if shift is not None:
-        shift = per_channel(shift, channels, channel_mask)
-    if coef is not None:
-        coef = load_coefficients(coef, channels, channel_mask, C)
-    return load_gradient(grad, grad_offsets, y, y_offsets, scale, shift, ACT, coef, mask)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
@@ -72,20 +65,11 @@ def pointwise_dgrad_kernel(
 
     mask = valid[:, None] & column_mask[None, :]
     x_offsets = pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
-    x += tile_base(first, x_ld, SH, SW)
-    if X_ACT != 0 or sums is not None:
-        raw = tl.load(x + x_offsets, mask=mask, other=0.0).to(tl.float32)
-        acc = mask_gradient(acc, load_affine(raw, x_scale, x_shift, columns, column_mask), X_ACT)
-    out = acc.to(dx.dtype.element_ty)
-    dx += tile_base(first, K, SH, SW)
-    tl.store(dx + pixel_offsets(first, rows, K, H, W, P, Q, SH, SW)[:, None] + columns[None, :], out, mask=mask)
-    if sums is not None:
-        out = tl.where(mask, out.to(tl.float32), 0.0)
-        if x_mean is not None:
-            raw -= per_channel(x_mean, columns, column_mask)
-        row = sums + tile_m.to(tl.int64) * 2 * K + columns
-        tl.store(row, tl.sum(out, 0), mask=column_mask)
-        tl.store(row + K, tl.sum(out * raw, 0), mask=column_mask)
+    dx_offsets = pixel_offsets(first, rows, K, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
+    store_input_gradient(
+        acc, x + tile_base(first, x_ld, SH, SW), x_offsets, dx + tile_base(first, K, SH, SW), dx_offsets, mask,
+        columns, column_mask, K, x_scale, x_shift, X_ACT, x_mean, sums, tile_m,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows_per_split", *INTEGERS])
@@ -125,17 +109,11 @@ def pointwise_wgrad_kernel(
             grad, grad_offsets, y, y_offsets, y_scale, y_shift, Y_ACT, coef, mask, c, c_mask, C
         ).to(x.dtype.element_ty)
         x_offsets = tile_base(first, x_ld, SH, SW) + pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)
-        a = tl.load(x + x_offsets[:, None] + k[None, :], mask=valid[:, None] & k_mask[None, :], other=0.0)
-        if x_scale is not None or x_shift is not None or X_ACT != 0:
-            a = activate(load_affine(a, x_scale, x_shift, k, k_mask), X_ACT).to(x.dtype.element_ty)
+        mask = valid[:, None] & k_mask[None, :]
+        a = load_activated(x, x_offsets[:, None] + k[None, :], mask, x_scale, x_shift, k, k_mask, X_ACT, False)
         acc = tl.dot(tl.trans(dy), a, acc, input_precision=PRECISION)
     dw += split.to(tl.int64) * C * K
     tl.store(dw + c[:, None] * K + k[None, :], acc, mask=c_mask[:, None] & k_mask[None, :])
-
-
-def _splits(m: int, tiles: int) -> int:
-    """Programs among which a weight gradient's pixels are split: two waves of 132, at least 1,024 pixels each."""
-    return max(1, min(cdiv(264, tiles), m // 1024))
 
 
 @primitive
@@ -171,9 +149,9 @@ def pointwise_bwd(
     if need_dx:
         covered = max(stride) == 1
         dx = empty_nhwc(n, k, h, w, like=grad) if covered else zeros_nhwc(x, grad.dtype)
-        tiles = product_tiles(m, k, c, x.element_size())
+        tiles = input_gradient_tiles(m, k, c, x.element_size(), vec_c, x_act)
         rows = cdiv(m, tiles.m)
-        partials = torch.empty((rows, 2, k), dtype=torch.float32, device=x.device) if need_sums else None
+        partials = sums_buffer(rows, k, x) if need_sums else None
         if m:
             pointwise_dgrad_kernel[(rows * cdiv(k, tiles.n),)](
                 *upstream, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, *sizes, *constants,
@@ -182,16 +160,13 @@ def pointwise_bwd(
         if need_sums:
             sums = sum_rows(partials)
     if need_dw:
-        # float32 tiles of 64: three TF32 products of transposed operands take twice the registers.
-        block_c, block_k = pow2(c, 16, 64 if x.element_size() == 4 else 128), pow2(k, 16, 64)
-        tiles = cdiv(c, block_c) * cdiv(k, block_k)
-        block_m = 32 if x.element_size() == 4 else 64
-        splits = _splits(m, tiles)
-        per_split = cdiv(cdiv(m, splits), block_m) * block_m
+        tile = weight_gradient_tiles(c, k, x.element_size(), min(vec_k, vec_c))
+        tiles = cdiv(c, tile.n) * cdiv(k, tile.k)
+        splits, per_split = pixel_splits(m, tiles, tile.m)
         partials = torch.empty((splits, c, k, 1, 1), dtype=torch.float32, device=x.device)
         pointwise_wgrad_kernel[(splits * tiles,)](
-            *upstream, x, x_scale, x_shift, partials, per_split, *sizes, *constants, block_c, block_k, block_m,
-            num_warps=8 if block_c == 128 else 4, num_stages=3,
+            *upstream, x, x_scale, x_shift, partials, per_split, *sizes, *constants, tile.n, tile.k, tile.m,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         dw = sum_rows(partials)
     return dx, dw, sums

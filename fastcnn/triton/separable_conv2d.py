@@ -10,7 +10,8 @@ from fastcnn.ops.layout import conv_out_size, empty_nhwc
 from fastcnn.triton.activations import activate
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd, taps_of
 from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
-from fastcnn.triton.pointwise_conv2d import matrix, pointwise_fwd
+from fastcnn.triton.pointwise_conv2d import pointwise_fwd
+from fastcnn.triton.product import matrix
 from fastcnn.triton.prologue_epilogue import epilogue, load_affine, per_channel
 from fastcnn.triton.reductions import merge_moments, moments_buffer, tile_moments
 from fastcnn.triton.stencil import group_origin, stencil, tile_grid, zeros

@@ -33,7 +33,12 @@ GEOMETRIES = [
     (1, 16, 16, 9, 11, (3, 3), (3, 2), (0, 2), (2, 3), 1),  # phases without taps, padding beyond the kernel's half
     (2, 16, 24, 9, 8, (1, 1), (2, 2), ONE, ONE, 1),
     (1, 36, 20, 4, 31, (1, 7), ONE, (0, 3), ONE, 1),
-    (2, 128, 128, 5, 6, (3, 3), ONE, ONE, ONE, 32),  # ResNeXt's narrow groups
+    (2, 128, 128, 5, 6, (3, 3), ONE, ONE, ONE, 32),  # ResNeXt's narrow groups: 4 channels
+    (2, 136, 136, 7, 15, (3, 3), ONE, ONE, ONE, 17),  # and 8, in more than one block
+    (1, 20, 20, 9, 17, (3, 3), (2, 2), ONE, ONE, 5),
+    (2, 24, 24, 8, 9, (5, 3), (1, 2), (2, 0), (2, 1), 3),
+    (1, 32, 32, 6, 7, (3, 5), ONE, (1, 2), ONE, 8),
+    (1, 32, 64, 6, 7, (3, 3), ONE, ONE, ONE, 8),
     (1, 64, 96, 8, 7, (3, 3), (2, 2), ONE, ONE, 2),
     (1, 60, 40, 6, 5, (3, 3), ONE, ONE, ONE, 2),  # groups that are no whole vectors
     (1, 18, 18, 7, 6, (2, 2), ONE, ONE, ONE, 18),

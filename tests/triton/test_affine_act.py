@@ -1,10 +1,11 @@
-"""affine_act_fwd and affine_act_sums."""
+"""The passes over memory at the ends of a chain."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from fastcnn.ops.activations import AFTER_RESIDUAL, KNOWN_FROM_OUTPUT
 from tests.ops.cases import LAYOUTS, affine, on_grid
 from tests.triton.compare import DTYPES, check, image
 
@@ -42,3 +43,34 @@ def test_many_tiles(device):
     # Sums of several tiles a program, folded in two levels.
     y, grad = image(2, 32, (120, 151), torch.float32), image(2, 32, (120, 151), torch.float32)
     check("affine_act_sums", (grad, y, *affine(32), 1, torch.randn(32) / 4), device)
+
+
+@pytest.mark.parametrize("act", range(5))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_prologue_in_memory(shape, act, device):
+    n, c, size = shape
+    grad, y, residual = (image(n, c, size, torch.float32) for _ in range(3))
+    check("affine_act_dgrad", (grad, y, *affine(c), act, torch.randn(4, c), residual), device)
+    check("affine_act_dgrad", (grad, y, None, None, 0, torch.randn(4, c), None), device)
+    check("affine_act_dgrad", (grad, y, *affine(c), act, None, None), device)
+
+
+@pytest.mark.parametrize("act", KNOWN_FROM_OUTPUT)
+@pytest.mark.parametrize("layout", ("nhwc", *LAYOUTS))
+def test_activation_after_a_residual(act, layout, device):
+    for c, size in ((17, (9, 4)), (300, (7, 7)), (32, (60, 75))):
+        grad, out, y = (image(2, c, size, torch.float32, layout) for _ in range(3))
+        check("affine_act_fwd", (y, *affine(c), act + AFTER_RESIDUAL, out), device)
+        check("residual_act_bwd", (grad, out, act, y, torch.randn(c) / 4, True), device)
+        check("residual_act_bwd", (grad, out, act, y, None, False), device)
+
+
+def test_statistics(device):
+    for shape in (*SHAPES, (2, 32, (120, 151))):
+        n, c, size = shape
+        check("channel_statistics", (image(n, c, size, torch.float32),), device)
+
+
+def test_statistics_far_from_zero(device):
+    x = image(2, 24, (40, 33), torch.float32) + 1000
+    check("channel_statistics", (x,), device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from fastcnn import triton as backend
 from fastcnn.triton.launch import INTERPRETED
 from tests.ops.cases import affine, on_grid
+from tests.triton import test_conv2d as conv2d
 from tests.triton import test_depthwise_conv2d as depthwise
 from tests.triton import test_pointwise_conv2d as pointwise
 from tests.triton import test_separable_conv2d as separable
@@ -67,6 +70,79 @@ def test_pointwise_backward(dtype, capability):
 def test_pointwise_strided():
     compiled("pointwise_fwd", pointwise.arguments("prologue", N, 64, 128, SIZE, (2, 2), BF16), 90)
     compiled("pointwise_bwd", pointwise.arguments("full", N, 64, 128, SIZE, (2, 2), BF16, ALL), 90)
+
+
+# K, C, geometry, groups
+CONV2D = {
+    "3x3": (144, 136, *convolution(3), 1),  # 9 taps of 144 channels: a block of 64 spans two taps
+    "stride2": (64, 128, *convolution(3, 2), 1),
+    "stem3": (3, 32, *convolution(3, 2), 1),
+    "stem7": (3, 64, *convolution(7, 2), 1),
+    "groups": (128, 128, *convolution(3), 32),
+    "odd": (17, 33, *convolution(3), 1),
+}
+SLOW_CONV2D = [
+    pytest.param(layer, dtype, capability, marks=pytest.mark.slow)
+    for layer in CONV2D
+    for dtype, capability in [(BF16, 90), (BF16, 80), (FP32, 90), (FP32, 80)]
+]
+
+
+def conv2d_arguments(layer: str, variant: str, dtype: torch.dtype, needs: tuple | None = None) -> tuple:
+    """Arguments of conv2d_fwd or conv2d_bwd for a layer of CONV2D."""
+    k, c, *geometry = CONV2D[layer]
+    return conv2d.arguments(variant, N, k, c, SIZE, *geometry, dtype, needs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "capability"),
+    [("3x3", BF16, 90), ("3x3", FP16, 90), ("3x3", FP32, 80), ("stem7", BF16, 90), *SLOW_CONV2D],
+    ids=str,
+)
+def test_conv2d_forward(layer, dtype, capability):
+    made = compiled("conv2d_fwd", (*conv2d_arguments(layer, "prologue", dtype)[:-1], True), capability)
+    ptx = made["conv2d_fwd_kernel"].ptx
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in ptx
+    if CONV2D[layer][0] % 8 == 0:
+        assert re.search(r"cp\.async\.cg\.shared\.global .*, 0x10,", ptx), "the gathered loads are not of 16 bytes"
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "capability"), [("stem3", BF16, 90), ("3x3", BF16, 80), *SLOW_CONV2D], ids=str
+)
+def test_conv2d_forward_inference(layer, dtype, capability):
+    compiled("conv2d_fwd", conv2d_arguments(layer, "epilogue", dtype), capability)
+
+
+@pytest.mark.parametrize(
+    ("layer", "variant", "dtype", "capability"),
+    [
+        ("3x3", "full", BF16, 90),
+        ("3x3", "full", FP16, 90),
+        ("3x3", "full", FP32, 80),
+        ("3x3", "smooth", BF16, 90),
+        ("stride2", "full", BF16, 90),
+        *(
+            pytest.param(case.values[0], variant, *case.values[1:], marks=pytest.mark.slow)
+            for variant in ("plain", "full", "smooth")
+            for case in SLOW_CONV2D
+        ),
+    ],
+    ids=str,
+)
+def test_conv2d_backward(layer, variant, dtype, capability):
+    made = compiled("conv2d_bwd", conv2d_arguments(layer, variant, dtype, ALL), capability)
+    assert set(made) == {"conv2d_dgrad_kernel", "conv2d_wgrad_kernel"}
+    if capability == 90:
+        assert "wgmma.mma_async" in made["conv2d_dgrad_kernel"].ptx
+        # The rows of a weight gradient's product are output channels, and wgmma takes 64.
+        assert ("wgmma.mma_async" in made["conv2d_wgrad_kernel"].ptx) == (CONV2D[layer][1] > 32 and layer != "groups")
+
+
+def test_pointwise_backward_of_few_channels():
+    # A tile of 32 columns holds as many gradients as one of 128, and a SiLU's derivative more than a ReLU's.
+    for k, variant in ((24, "full"), (256, "smooth")):
+        compiled("pointwise_bwd", pointwise.arguments(variant, N, k, 144, SIZE, ONE, BF16, ALL), 90)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +209,6 @@ def test_affine_act(dtype, capability):
     y, grad = image(N, 144, SIZE, dtype), on_grid(N, 144, *SIZE, dtype=dtype)
     compiled("affine_act_fwd", (y, *affine(144), 3, grad), capability)
     compiled("affine_act_sums", (grad, y, *affine(144), 3, torch.randn(144)), capability, folding=True)
+    compiled("affine_act_dgrad", (grad, y, *affine(144), 1, torch.randn(4, 144), y), capability)
+    compiled("residual_act_bwd", (grad, y, 1, y, torch.randn(144), True), capability, folding=True)
+    compiled("channel_statistics", (y,), capability, folding=True)

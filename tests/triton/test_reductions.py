@@ -9,11 +9,11 @@ from fastcnn import triton as backend
 from fastcnn.triton.reductions import merge_moments, sum_rows
 from tests.ops.cases import affine, weight
 from tests.tolerances import relative_error
-from tests.triton import test_depthwise_conv2d, test_pointwise_conv2d, test_separable_conv2d
+from tests.triton import test_conv2d, test_depthwise_conv2d, test_pointwise_conv2d, test_separable_conv2d
 from tests.triton.compare import image, on
 
 
-@pytest.mark.parametrize("primitive", ["pointwise_fwd", "depthwise_fwd", "separable_fwd"])
+@pytest.mark.parametrize("primitive", ["pointwise_fwd", "conv2d_fwd", "depthwise_fwd", "separable_fwd"])
 def test_a_mean_of_a_thousand_deviations(primitive, device):
     c, geometry = 6, ((1, 1), (1, 1), (1, 1))
     x = torch.randn(2, 6, 20, 21).contiguous(memory_format=torch.channels_last)
@@ -25,6 +25,7 @@ def test_a_mean_of_a_thousand_deviations(primitive, device):
     tail = (None, shift, 0, None)
     args = {
         "pointwise_fwd": (x, eye, *none, *tail, (1, 1), True),
+        "conv2d_fwd": (x, eye * centre[:1], *none, *tail, *geometry, 1, True),
         "depthwise_fwd": (x, centre, *none, *tail, *geometry, True),
         "separable_fwd": (x, centre, eye, *none, *none, *tail, *geometry, True),
     }[primitive]
@@ -52,13 +53,17 @@ def test_folding(rows, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "primitive", ["pointwise_fwd", "pointwise_bwd", "depthwise_fwd", "depthwise_bwd", "separable_fwd"]
+    "primitive",
+    ["pointwise_fwd", "pointwise_bwd", "conv2d_fwd", "conv2d_bwd", "depthwise_fwd", "depthwise_bwd", "separable_fwd"],
 )
 def test_the_same_bits_on_every_run(primitive, gpu):
     dtype, needs, one = torch.bfloat16, (True, True, True), (1, 1)
+    layer = (8, 96, 136, (56, 56), (3, 3), (2, 2), one, one, 1)
     args = {
         "pointwise_fwd": lambda: test_pointwise_conv2d.arguments("stats", 8, 96, 136, (56, 56), one, dtype),
         "pointwise_bwd": lambda: test_pointwise_conv2d.arguments("full", 8, 96, 136, (56, 56), one, dtype, needs),
+        "conv2d_fwd": lambda: test_conv2d.arguments("stats", *layer, dtype),
+        "conv2d_bwd": lambda: test_conv2d.arguments("full", *layer, dtype, needs),
         "depthwise_fwd": lambda: test_depthwise_conv2d.arguments(
             "stats", 8, 96, 1, (56, 56), (3, 3), one, one, one, dtype
         ),
@@ -81,9 +86,10 @@ def test_a_tensor_above_two_to_the_31_elements(gpu):
     small = image(1, 64, (64, 64), torch.bfloat16).to(gpu)
     x = small.expand(8200, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     w, taps, (scale, shift) = weight(8, 64, 1, 1).to(gpu), weight(64, 1, 3, 3).to(gpu), (t.to(gpu) for t in affine(64))
-    geometry = ((1, 1), (1, 1), (1, 1))
+    kernel, geometry = weight(8, 64, 3, 3).to(gpu), ((1, 1), (1, 1), (1, 1))
     for name, args in (
         ("pointwise_fwd", (w, scale, shift, 1, None, None, 0, None, (1, 1), False)),
+        ("conv2d_fwd", (kernel, scale, shift, 1, None, None, 0, None, *geometry, 1, False)),
         ("depthwise_fwd", (taps, scale, shift, 1, None, None, 0, None, *geometry, False)),
         ("separable_fwd", (taps, w, scale, shift, 1, None, None, 0, None, None, 0, None, *geometry, False)),
     ):

@@ -3,6 +3,7 @@
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/epilogue.h"
+#include "cpu/group_stencil.h"
 #include "cpu/kernels.h"
 #include "cpu/patch_rows.h"
 #include "cpu/product_forward.h"
@@ -137,11 +138,13 @@ int64_t dense_packed_bytes(const Conv2dShape& s) {
 }
 
 int64_t packed_bytes(const Conv2dShape& s) {
+  if (takes_group_stencil(s)) return group_weight_floats(s) * 4;
   const ConvSlices slices(s);
   return dense_packed_bytes(slices.shape()) * slices.count();
 }
 
 void pack(const Conv2dShape& s, const Conv2dWeight& weight, void* packed) {
+  if (takes_group_stencil(s)) return kernels().group_pack(s, weight, packed);
   const ConvSlices slices(s);
   const Conv2dShape& own = slices.shape();
   AlignedBuffer<float> merged(slices.is_merged() ? size_t(slices.weight_floats()) : 1);
@@ -169,6 +172,7 @@ void pack(const Conv2dShape& s, const Conv2dWeight& weight, void* packed) {
 }
 
 void conv2d_forward(const Conv2dForward& p) {
+  if (takes_group_stencil(p.shape)) return kernels().group_forward(p);
   const ConvSlices slices(p.shape);
   if (slices.count() == 1 && !slices.is_merged()) return forward_dense(p);
   const Dtype dtype = p.shape.dtype;

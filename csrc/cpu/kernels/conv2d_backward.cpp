@@ -4,6 +4,7 @@
 #include "cpu/conv_stripes.h"
 #include "cpu/conv_wgrad.h"
 #include "cpu/dx_sink.h"
+#include "cpu/group_stencil.h"
 #include "cpu/kernels.h"
 #include "cpu/patch_rows.h"
 #include "cpu/wgrad.h"
@@ -220,13 +221,23 @@ void backward_slice(const Conv2dBackward& p, const ConvSlices& slices, int64_t s
                 size_t(channels) * sizeof(float));
 }
 
-void conv2d_backward(const Conv2dBackward& p) {
+void backward_by_slices(const Conv2dBackward& p) {
   const ConvSlices slices(p.shape);
-  if (p.shape.groups == 1) return backward_dense_of(p);
   AlignedBuffer<float> weight(size_t(slices.weight_floats())), dw(size_t(slices.weight_floats()));
   AlignedBuffer<float> sums(size_t(2 * slices.shape().channels));
   for (int64_t slice = 0; slice < slices.count(); ++slice)
     backward_slice(p, slices, slice, weight.data(), dw.data(), sums.data());
+}
+
+void conv2d_backward(const Conv2dBackward& p) {
+  if (p.shape.groups == 1) return backward_dense_of(p);
+  if (!takes_group_stencil(p.shape)) return backward_by_slices(p);
+  if (p.output.dw) kernels().group_weight_gradient(p);
+  if (!p.output.dx) return;
+  if (p.shape.stride_h == 1 && p.shape.stride_w == 1) return kernels().group_data_gradient(p);
+  Conv2dBackward dx = p;
+  dx.output.dw = nullptr;
+  backward_by_slices(dx);
 }
 
 }  // namespace
