@@ -32,6 +32,7 @@ struct Kernels {
   void (*separable_forward)(const SeparableForward&) = nullptr;
   void (*inverted_residual_forward)(const InvertedResidualForward&) = nullptr;
   void (*max_pool2d_forward)(const MaxPool2dForward&) = nullptr;
+  void (*max_pool2d_backward)(const MaxPool2dBackward&) = nullptr;
   void (*affine_act_forward)(const AffineActForward&) = nullptr;
   void (*affine_act_sums)(const AffineActSums&) = nullptr;
   void (*affine_act_data_gradient)(const AffineActDataGradient&) = nullptr;

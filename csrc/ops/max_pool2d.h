@@ -1,4 +1,4 @@
-// Maximum pooling, forward.
+// Maximum pooling.
 #pragma once
 
 #include "ops/tensor.h"
@@ -12,6 +12,17 @@ struct MaxPool2dForward {
   Activations x;
   void* out = nullptr;
   int64_t out_ld = 0;
+  uint8_t* index =
+      nullptr;  // [images, out_h, out_w, channels]: which of its window's positions won; null: not kept
+};
+
+// dx from the gradient of the output and the forward's index. Geometry as in the forward.
+struct MaxPool2dBackward {
+  MaxPool2dForward geometry;
+  Activations grad;
+  const uint8_t* index = nullptr;
+  void* dx = nullptr;
+  int64_t dx_ld = 0;
 };
 
 }  // namespace fastcnn

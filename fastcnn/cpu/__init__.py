@@ -19,14 +19,14 @@ from fastcnn.cpu.affine_act import (
 from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
-from fastcnn.cpu.max_pool2d import max_pool2d_fwd
+from fastcnn.cpu.max_pool2d import max_pool2d_bwd, max_pool2d_fwd
 from fastcnn.cpu.packing import PackedWeight, pack_pointwise
 from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
 from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
 
 __all__ = [
     "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_sums", "channel_statistics", "conv2d_bwd",
-    "conv2d_fwd", "depthwise_bwd", "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_fwd", "pack_conv2d",
+    "conv2d_fwd", "depthwise_bwd", "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_bwd", "max_pool2d_fwd", "pack_conv2d",
     "pack_pointwise", "pointwise_bwd", "pointwise_fwd", "residual_act_bwd", "separable_fwd",
 ]  # fmt: skip
 

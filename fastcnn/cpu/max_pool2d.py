@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastcnn import native
@@ -12,14 +13,32 @@ from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
 Pair = tuple[int, int]
 
 
-def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+def _geometry(like: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple:
+    out = [conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
+    return (*like.shape[:2], *size, *out, *kernel, *stride, *padding, DTYPE_CODES[like.dtype])
+
+
+def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> tuple[Tensor, Tensor]:
     """As fastcnn.ops.max_pool2d.max_pool2d_fwd."""
     x = to_nhwc(x)
-    n, c, *size = x.shape
-    out = [conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
+    geometry = _geometry(x, tuple(x.shape[2:]), kernel, stride, padding)
+    n, c, _, _, *out = geometry[:6]
     y = empty_nhwc(n, c, *out, like=x)
+    shape = (n, c, *out) if indexed else (0, 1, 1, 1)
+    index = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
     native.module().max_pool2d_forward(
-        (n, c, *size, *out, *kernel, *stride, *padding, DTYPE_CODES[x.dtype]),
-        x.data_ptr(), pixel_stride(x), y.data_ptr(), c,
+        geometry, x.data_ptr(), pixel_stride(x), y.data_ptr(), c, index.data_ptr() if indexed else 0
+    )
+    return y, index if indexed else index.flatten()
+
+
+def max_pool2d_bwd(grad: Tensor, index: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """As fastcnn.ops.max_pool2d.max_pool2d_bwd."""
+    grad, index = to_nhwc(grad), index.contiguous(memory_format=torch.channels_last)
+    n, c = grad.shape[:2]
+    dx = empty_nhwc(n, c, *size, like=grad)
+    native.module().max_pool2d_backward(
+        _geometry(grad, size, kernel, stride, padding), grad.data_ptr(), pixel_stride(grad), index.data_ptr(),
+        dx.data_ptr(), c,
     )  # fmt: skip
-    return y
+    return dx

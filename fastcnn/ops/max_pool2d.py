@@ -1,32 +1,87 @@
-"""Maximum pooling between fused chains, forward only: torch's own takes twice the time of reading its input."""
+"""Maximum pooling between fused chains. What won a window is kept as one byte: torch keeps eight, and its input."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_size, empty_nhwc, to_nhwc
 from fastcnn.ops.registry import Pair, register
 
+MOST_POSITIONS = 256  # of a window, that a byte tells apart
 
-def _fake(x, kernel, stride, padding):
+
+def _out_size(size: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> list[int]:
+    return [conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
+
+
+def _forward_fake(x, kernel, stride, padding, indexed):
     n, c, *size = x.shape
-    return empty_nhwc(n, c, *(conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)), like=x)
+    y = empty_nhwc(n, c, *_out_size(size, kernel, stride, padding), like=x)
+    return y, torch.empty_like(y, dtype=torch.uint8) if indexed else x.new_empty(0, dtype=torch.uint8)
 
 
-@register(_fake)
-def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """The largest value of every window, [N, C, H, W] to [N, C, P, Q]; padding never wins. NaN where there is one."""
-    y = F.max_pool2d(x, tuple(kernel), tuple(stride), tuple(padding))
-    return y.contiguous(memory_format=torch.channels_last)
+def _backward_fake(grad, index, size, kernel, stride, padding):
+    return empty_nhwc(*grad.shape[:2], *size, like=grad)
+
+
+def _first_positions(out: int, stride: int, padding: int, device: torch.device) -> Tensor:
+    return torch.arange(out, device=device) * stride - padding
+
+
+@register(_forward_fake)
+def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> tuple[Tensor, Tensor]:
+    """The largest value of every window, [N, C, H, W] to [N, C, P, Q]; padding never wins. NaN where there is one.
+
+    With ``indexed`` also which position of its window won: r * S + s in a uint8 tensor like the output.
+    """
+    window = tuple(kernel), tuple(stride), tuple(padding)
+    if not indexed:
+        return F.max_pool2d(x, *window).contiguous(memory_format=torch.channels_last), x.new_empty(0, dtype=torch.uint8)
+    y, flat = F.max_pool2d(x, *window, return_indices=True)
+    h, w = flat // x.shape[3], flat % x.shape[3]
+    h = h - _first_positions(y.shape[2], stride[0], padding[0], x.device)[:, None]
+    w = w - _first_positions(y.shape[3], stride[1], padding[1], x.device)
+    index = (h * kernel[1] + w).to(torch.uint8)
+    return tuple(t.contiguous(memory_format=torch.channels_last) for t in (y, index))
+
+
+@register(_backward_fake)
+def max_pool2d_bwd(grad: Tensor, index: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """The input's gradient [N, C, *size] from the output's and what won."""
+    n, c, p, q = grad.shape
+    h = index // kernel[1] + _first_positions(p, stride[0], padding[0], grad.device)[:, None]
+    w = index % kernel[1] + _first_positions(q, stride[1], padding[1], grad.device)
+    flat = (h * size[1] + w).flatten(2)
+    dx = torch.zeros((n, c, size[0] * size[1]), dtype=grad.dtype, device=grad.device)
+    dx.scatter_add_(2, flat, grad.flatten(2))
+    return dx.view(n, c, *size).contiguous(memory_format=torch.channels_last)
+
+
+class _MaxPool2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *window):
+        y, index = torch.ops.fastcnn.max_pool2d_fwd(x, *window, True)
+        ctx.size, ctx.window = tuple(x.shape[2:]), window
+        ctx.save_for_backward(index)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        dx = torch.ops.fastcnn.max_pool2d_bwd(to_nhwc(grad), *ctx.saved_tensors, ctx.size, *ctx.window)
+        return dx, None, None, None
 
 
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """torch.nn.functional.max_pool2d; fused backends where no gradient is asked for.
+    """torch.nn.functional.max_pool2d on fused backends, differentiable; with a gradient on GPUs it is torch's own.
 
-    Shapes: x [N, C, H, W] to [N, C, P, Q]. Dtypes: any floating one.
+    Shapes: x [N, C, H, W] to [N, C, P, Q], channels_last. Dtypes: any floating one.
     """
-    if torch.is_grad_enabled() and x.requires_grad:
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]
+    if x.device.type != "cpu" or kernel[0] * kernel[1] > MOST_POSITIONS:
         return F.max_pool2d(x, kernel, stride, padding)
-    return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding)
+    return _MaxPool2d.apply(x, kernel, stride, padding)

@@ -1,10 +1,10 @@
 // Pointwise convolution backward: dx = dy W and dW = dy^T a, with dy and a made on load from raw outputs.
 //
 // Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its
-// operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes ranges of output
-// channels.
+// operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes blocks of dW.
 #include "cpu/dx_sink.h"
 #include "cpu/kernels.h"
+#include "cpu/product_forward.h"
 #include "cpu/wgrad.h"
 
 namespace fastcnn {
@@ -13,6 +13,10 @@ namespace {
 constexpr int64_t kCachedWeightGradient =
     256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
 constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
+// A block of dW and the tiles of its two operands take two thirds of a 1 MB L2 together; a tile of 112 words
+// per channel loads and stores the block once per 112 products.
+constexpr int64_t kBlockChannels = 256, kBlockRowWords = 112;
+constexpr int64_t kLeastUnits = 16;
 
 template <class T>
 class Backward {
@@ -25,21 +29,22 @@ class Backward {
         pixels_(p.grid.pixels()),
         k_pitch_(round_up(p.k, kMicroVectors * kLanes)),
         dy_words_(reduction_words<Words>(p.n)),
-        rows_(tile_rows()),
+        n_blocks_(ceil_div(p.n, kBlockChannels)),
+        k_blocks_(ceil_div(p.k, kBlockChannels)),
+        together_(p.output.dw && p.n * k_pitch_ * 4 <= kCachedWeightGradient),
+        rows_(together_ ? walked_rows() : tile_rows<Words>(dy_words_, pixels_)),
         chunks_(chunk_count()),
         chunk_rows_(ceil_div(pixels_, chunks_)) {}
 
   void run() {
-    const int64_t ranges = ceil_div(p_.n * k_pitch_ * 4, kCachedWeightGradient);
-    const bool together = p_.output.dw && ranges == 1;
-    const int64_t spans = together ? chunks_ : ceil_div(pixels_, rows_);
+    const int64_t spans = together_ ? chunks_ : ceil_div(pixels_, rows_);
     AlignedBuffer<float> sums(p_.output.sums ? size_t(spans * 2 * k_pitch_) : 1);
     AlignedBuffer<float> dw(p_.output.dw ? size_t(chunks_ * p_.n * k_pitch_) : 1);
     if (p_.output.dx && !p_.grid.is_dense()) clear_dx();
-    if (together) {
+    if (together_) {
       parallel_for(chunks_, [&](int64_t chunk) {
         walk(chunk, p_.output.dx ? sums.data() + chunk * 2 * k_pitch_ : nullptr,
-             dw.data() + chunk * p_.n * k_pitch_, 0, p_.n);
+             dw.data() + chunk * p_.n * k_pitch_);
       });
     } else {
       if (p_.output.dx)
@@ -48,10 +53,9 @@ class Backward {
           data_gradient(first, count, sums.data() + tile * 2 * k_pitch_, true);
         });
       if (p_.output.dw)
-        parallel_for(chunks_ * ranges, [&](int64_t unit) {
-          const int64_t chunk = unit / ranges, range = unit % ranges;
-          walk(chunk, nullptr, dw.data() + chunk * p_.n * k_pitch_, p_.n * range / ranges,
-               p_.n * (range + 1) / ranges);
+        parallel_for(chunks_ * n_blocks_ * k_blocks_, [&](int64_t unit) {
+          const int64_t chunk = unit / (n_blocks_ * k_blocks_), block = unit % (n_blocks_ * k_blocks_);
+          walk_block(chunk, block / k_blocks_, block % k_blocks_, dw.data() + chunk * p_.n * k_pitch_);
         });
     }
     if (p_.output.dx && p_.output.sums) merge_sums(sums.data(), spans, p_.k, k_pitch_, p_.output.sums);
@@ -59,7 +63,8 @@ class Backward {
   }
 
  private:
-  int64_t tile_rows() const {
+  // Rows of a tile of both operands.
+  int64_t walked_rows() const {
     const int64_t words = round_up(p_.n, kBlockWords) + round_up(p_.k, kBlockWords);
     const int64_t fit = 384 * 1024 / (words * 4) / kMicroRows;
     int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
@@ -72,27 +77,42 @@ class Backward {
   // Fixed by the shape alone, so that any number of threads sums in one order.
   int64_t chunk_count() const {
     const int64_t count = ceil_div(pixels_, kChunkPixels);
-    return count > kMostChunks ? kMostChunks : count;
+    const int64_t most = together_ ? kMostChunks : ceil_div(kLeastUnits, n_blocks_ * k_blocks_);
+    return count > most ? most : count;
+  }
+  int64_t chunk_end(int64_t begin) const {
+    return begin + chunk_rows_ < pixels_ ? begin + chunk_rows_ : pixels_;
   }
 
-  // One chunk's pixels: the weight gradient of channels [n0, n1), and with sums the data gradient too.
-  void walk(int64_t chunk, float* sums, float* dw, int64_t n0, int64_t n1) {
-    const int64_t begin = chunk * chunk_rows_;
-    const int64_t end = begin + chunk_rows_ < pixels_ ? begin + chunk_rows_ : pixels_;
+  // One chunk's pixels: the weight gradient, and with sums the data gradient too.
+  void walk(int64_t chunk, float* sums, float* dw) {
+    const int64_t begin = chunk * chunk_rows_, end = chunk_end(begin);
     if (begin >= end) {
-      clear_weight_gradient(dw, n0, n1);
-      if (sums) clear_sums(sums);
+      std::memset(dw, 0, size_t(p_.n * k_pitch_) * sizeof(float));
+      if (sums) std::memset(sums, 0, size_t(2 * k_pitch_) * sizeof(float));
       return;
     }
     for (int64_t first = begin; first < end; first += rows_) {
       const int64_t count = end - first < rows_ ? end - first : rows_;
-      if (Words::kPerWord == 1 && sums) {
+      if (sums)
         both_gradients(first, count, sums, dw, first == begin);
-        continue;
-      }
-      if (sums) data_gradient(first, count, sums, first == begin);
-      weight_gradient(first, count, dw, n0, n1, first > begin);
+      else
+        weight_gradient(first, count, dw, 0, p_.n, 0, p_.k, first > begin);
     }
+  }
+
+  // A block of dW over one chunk's pixels.
+  void walk_block(int64_t chunk, int64_t n_block, int64_t k_block, float* dw) {
+    const int64_t begin = chunk * chunk_rows_, end = chunk_end(begin);
+    const int64_t n0 = n_block * kBlockChannels, k0 = k_block * kBlockChannels;
+    const int64_t n1 = n0 + kBlockChannels < p_.n ? n0 + kBlockChannels : p_.n;
+    const int64_t k1 = k0 + kBlockChannels < p_.k ? k0 + kBlockChannels : p_.k;
+    constexpr int64_t kRows = kBlockRowWords * Words::kPerWord;
+    if (begin >= end)
+      for (int64_t n = n0; n < n1; ++n)
+        std::memset(dw + n * k_pitch_ + k0, 0, size_t(k1 - k0) * sizeof(float));
+    for (int64_t first = begin; first < end; first += kRows)
+      weight_gradient(first, end - first < kRows ? end - first : kRows, dw, n0, n1, k0, k1, first > begin);
   }
 
   void data_gradient(int64_t first, int64_t count, float* sums, bool first_of_unit) {
@@ -102,29 +122,35 @@ class Backward {
                   DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
   }
 
-  void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, bool accumulate) {
-    const WgradTile<Words> dy(thread_scratch(2 * wgrad_floats<Words>(rows_, p_.n, p_.k)), count, n1 - n0);
-    const WgradTile<Words> a(dy.end(), count, p_.k);
+  // dW of output channels [n0, n1) and input channels [k0, k1).
+  void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, int64_t k0,
+                       int64_t k1, bool accumulate) {
+    const WgradTile<Words> dy(thread_scratch(size_t(wgrad_floats<Words>(count, n1 - n0, k1 - k0))), count,
+                              n1 - n0);
+    const WgradTile<Words> a(dy.end(), count, k1 - k0);
     with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
       dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, n0 + c); });
     });
-    fill_input(first, a);
-    accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_, k_pitch_, accumulate);
+    fill_input(first, k0, a);
+    accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_ + k0, k_pitch_, accumulate);
   }
 
-  // Words of one pixel lie alike for both products: dy is made once.
+  // dy is made once, for the data gradient. Words of one pixel lie alike for both products; a pair's are
+  // rearranged.
   void both_gradients(int64_t first, int64_t count, float* sums, float* dw, bool first_of_unit) {
-    if constexpr (Words::kPerWord == 1) {
-      float* scratch = thread_scratch(tile_floats(rows_, dy_words_) + wgrad_floats<Words>(rows_, 0, p_.k));
-      const TileWriter<Words> dy{scratch, count};
-      fill_dy(first, count, dy);
-      const WgradTile<Words> columns(scratch, count, p_.n),
-          a(scratch + tile_floats(rows_, dy_words_), count, p_.k);
-      fill_input(first, a);
-      accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
-      multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
-                    DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
-    }
+    const int64_t tile = tile_floats(rows_, dy_words_), own = Words::kPerWord == 1 ? 0 : p_.n;
+    float* scratch = thread_scratch(size_t(tile + wgrad_floats<Words>(rows_, own, p_.k)));
+    const TileWriter<Words> dy{scratch, count};
+    fill_dy(first, count, dy);
+    const WgradTile<Words> columns(Words::kPerWord == 1 ? scratch : scratch + tile, count, p_.n);
+    if constexpr (Words::kPerWord == 2)
+      columns.fill(
+          [&](int64_t row, int64_t c) { return load(reinterpret_cast<const bf16*>(dy.at(row, c / 2))); });
+    const WgradTile<Words> a(Words::kPerWord == 1 ? scratch + tile : columns.end(), count, p_.k);
+    fill_input(first, 0, a);
+    accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
+    multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
+                  DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
   }
 
   void fill_dy(int64_t first, int64_t count, const TileWriter<Words>& dy) const {
@@ -134,21 +160,16 @@ class Backward {
     });
   }
 
-  void fill_input(int64_t first, const WgradTile<Words>& a) const {
+  // Input channels from k0 on.
+  void fill_input(int64_t first, int64_t k0, const WgradTile<Words>& a) const {
     with_prologue(p_.input.affine, [&](const auto& pre) {
       a.fill([&](int64_t row, int64_t c) {
-        const int64_t pixel = input_pixel(p_.grid, first + row), n = p_.k - c;
-        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + c, n), c, n);
+        const int64_t pixel = input_pixel(p_.grid, first + row), at = k0 + c, n = p_.k - at;
+        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + at, n), at, n);
       });
     });
   }
 
-  void clear_weight_gradient(float* dw, int64_t n0, int64_t n1) const {
-    for (int64_t i = n0 * k_pitch_; i < n1 * k_pitch_; ++i) dw[i] = 0;
-  }
-  void clear_sums(float* sums) const {
-    for (int64_t i = 0; i < 2 * k_pitch_; ++i) sums[i] = 0;
-  }
   // A strided forward leaves pixels unread: their gradient is zero.
   void clear_dx() {
     const int64_t total = p_.grid.images * p_.grid.in_h * p_.grid.in_w;
@@ -161,7 +182,9 @@ class Backward {
 
   const PointwiseBackward& p_;
   const DxTarget target_;
-  const int64_t pixels_, k_pitch_, dy_words_, rows_, chunks_, chunk_rows_;
+  const int64_t pixels_, k_pitch_, dy_words_, n_blocks_, k_blocks_;
+  const bool together_;
+  const int64_t rows_, chunks_, chunk_rows_;
 };
 
 void pointwise_backward(const PointwiseBackward& p) {
