@@ -1,4 +1,4 @@
-"""The command line: ``fastcnn demo | bench | explain | doctor``. Bad input is one line and exit code 2."""
+"""The command line: ``fastcnn demo | train | bench | explain | doctor``. Bad input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def _demo(args: argparse.Namespace, console: Console) -> int:
     from fastcnn import demo
 
     return demo.main(args, console)
+
+
+def _train(args: argparse.Namespace, console: Console) -> int:
+    from fastcnn.training import command
+
+    return command.main(args, console)
 
 
 def _bench(args: argparse.Namespace, console: Console) -> int:
@@ -53,6 +59,34 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="demo-output", metavar="DIR", help="where the plot goes")
     parser.add_argument("--json", metavar="FILE", help="also write the figures into this file")
     parser.add_argument("--quick", action="store_true", help="two photographs, few rounds: a smoke test")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="from list_models(); several: a comparison")
+    data = ("mnist", "cifar10", "cifar100", "imagefolder")
+    parser.add_argument("--data", choices=data, default="cifar10", help="the data set (default: cifar10)")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="torchvision's root, or of train/ and val/")
+    parser.add_argument("--no-download", dest="download", action="store_false", help="missing data is an error")
+    parser.add_argument("--output", metavar="DIR", help="checkpoints, CSV and plot (default: train-output/MODEL-DATA)")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="PATH", help="go on from a checkpoint"
+    )
+    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="(30)")
+    parser.add_argument("--batch", type=int, default=128, metavar="N", help="images per step, of all processes (128)")
+    parser.add_argument("--limit-steps", type=int, metavar="N", help="at most N steps per epoch: a fixed budget")
+    parser.add_argument("--lr", type=float, default=0.1, metavar="R", help="learning rate after the warm-up (0.1)")
+    parser.add_argument("--momentum", type=float, default=0.9, metavar="M", help="(0.9)")
+    parser.add_argument("--nesterov", action="store_true")
+    parser.add_argument("--weight-decay", type=float, default=5e-4, metavar="W", help="not of biases and norms (5e-4)")
+    parser.add_argument("--warmup-epochs", type=float, metavar="E", help="(a tenth of the run, at most 1)")
+    parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="P", help="(0)")
+    parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights with this decay per step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    parser.add_argument("--image-size", type=int, metavar="S", help="pixels along an axis (32; imagefolder: 224)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="weights, order and augmentation (0)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode images (2)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
             _demo_arguments,
             "photographs through MobileNet-v2 and Xception: stock torch and fastcnn",
         ),
+        ("train", _train, _train_arguments, "SGD on MNIST, CIFAR or a folder of images; several models: a comparison"),
         ("bench", _bench, _bench_arguments, "the benchmarks"),
         ("explain", _explain, _explain_arguments, "which kernel runs each layer of a model, and why"),
         ("doctor", _doctor, None, "what was built, what this machine has, what is missing"),

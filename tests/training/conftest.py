@@ -1,0 +1,27 @@
+"""The tiny models, under their names for one test, and a folder with data to train them on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastcnn.models import registry
+from tests.training.tiny import BUILDERS, write_mnist
+
+pytest.importorskip("torchvision")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    for builder in BUILDERS:
+        registry.register(32)(builder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a small MNIST in data/."""
+    write_mnist(tmp_path / "data")
+    return tmp_path
