@@ -82,6 +82,9 @@ class Result:
 Tick = Callable[[str, float], None]
 
 
+MODELS = ("mobilenet_v2", "xception")
+
+
 class Demo:
     """One model on the photographs."""
 
@@ -151,7 +154,7 @@ class Demo:
         competitors = tuple(
             Competitor(way.name, way.dtype, lambda way=way: self.entry(way), way.layout, FP32) for way in WAYS
         )
-        work = Work(2.0 * stock.MACS[self.name] * batch, 0.0, FP32)
+        work = Work(2.0 * stock.MODELS[self.name].macs * batch, 0.0, FP32)
         return Case(
             f"{self.name} batch {batch}", work, inputs, lambda _: (truth[:batch],), competitors,
             yardsticks=YARDSTICKS,
@@ -265,8 +268,8 @@ def _weights(arguments: Sequence[str]) -> dict[str, str]:
     found = {}
     for argument in arguments:
         name, separator, path = argument.partition("=")
-        if not separator or name not in stock.SIZES:
-            raise ValueError(f"--weights: got {argument!r}, expected NAME=PATH with NAME of {', '.join(stock.SIZES)}")
+        if not separator or name not in MODELS:
+            raise ValueError(f"--weights: got {argument!r}, expected NAME=PATH with NAME of {', '.join(MODELS)}")
         if not Path(path).is_file():
             raise ValueError(f"--weights: no file {path!r}")
         found[name] = path
@@ -275,13 +278,13 @@ def _weights(arguments: Sequence[str]) -> dict[str, str]:
 
 def run(args: argparse.Namespace, console: Console) -> list[Result]:
     """Runs the demo with a progress bar."""
-    names = [args.model] if args.model else list(stock.SIZES)
+    names = [args.model] if args.model else list(MODELS)
     weights = _weights(args.weights)
-    for package in (*(stock.SOURCES[n] for n in names), "matplotlib"):
+    for package in (*(stock.MODELS[n].package for n in names), "matplotlib"):
         stock.require(package)
     paths = args.images or photographs.sample_paths()
     paths = paths[:2] if args.quick else paths
-    batches = {name: photographs.batch(paths, name, stock.SIZES[name]) for name in names}
+    batches = {name: photographs.batch(paths, name, stock.MODELS[name].size) for name in names}
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads: got {args.threads}, expected 1 or more")

@@ -107,3 +107,37 @@ class Depthwise(NamedTuple):
 DEPTHWISE: Counter[Depthwise] = Counter()
 for _layer, _count in SEPARABLE.items():
     DEPTHWISE[Depthwise(_layer.model, _layer.channels, _layer.size, _layer.stride)] += _count
+
+
+class Conv2d(NamedTuple):
+    """A 3x3 convolution with padding 1 and as many channels in as out."""
+
+    model: str
+    channels: int
+    size: int
+    stride: int
+    groups: int
+
+    @property
+    def out_size(self) -> int:
+        """Pixels along an axis of the output."""
+        return (self.size - 1) // self.stride + 1
+
+    @property
+    def label(self) -> str:
+        """How a table names it."""
+        return f"{self.model} {self.channels} {self.size}²{' s2' if self.stride == 2 else ''}"
+
+
+def _bottlenecks(model: str, width: int, groups: int) -> list[Conv2d]:
+    # He et al. 2016, table 1 (50 layers), with the stride in the 3x3 convolution; Xie et al. 2017, table 1.
+    layers, size = [], 56
+    for stage, repeats in enumerate((3, 4, 6, 3)):
+        for i in range(repeats):
+            stride = 2 if i == 0 and stage else 1
+            layers.append(Conv2d(model, width << stage, size, stride, groups))
+            size //= stride
+    return layers
+
+
+CONV2D = Counter(_bottlenecks("resnet50", 64, 1) + _bottlenecks("resnext50", 128, 32))

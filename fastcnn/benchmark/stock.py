@@ -1,18 +1,34 @@
-"""The stock models that fastcnn is compared with: torchvision's MobileNet-v2, timm's Xception."""
+"""The stock models that fastcnn is compared with."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-SIZES = {"mobilenet_v2": 224, "xception": 299}
-# Multiply-adds of one image, and parameters, as the models' authors count them.
-MACS = {"mobilenet_v2": 300.8e6, "xception": 8.357e9}
-SOURCES = {"mobilenet_v2": "torchvision", "xception": "timm"}
+
+class Stock(NamedTuple):
+    """Where a stock model comes from; multiply-adds of one image as its authors count them."""
+
+    package: str
+    name: str  # in the package
+    macs: float
+    size: int = 224
+    classes: int = 1000
+
+
+MODELS = {
+    "mobilenet_v2": Stock("torchvision", "mobilenet_v2", 300.8e6),
+    "xception": Stock("timm", "legacy_xception", 8.357e9, 299),
+    "resnet50": Stock("torchvision", "resnet50", 4.089e9),
+    "resnet18": Stock("torchvision", "resnet18", 1.814e9),
+    "vgg16_bn": Stock("torchvision", "vgg16_bn", 15.470e9),
+    "wrn28_10": Stock("pytorchcv", "wrn28_10_cifar10", 5.243e9, 32, 10),
+}
 
 
 class MissingPackage(ImportError):
@@ -31,14 +47,19 @@ def require(package: str, extra: str = "demo") -> None:
 
 def build(name: str) -> nn.Module:
     """The stock model, newly initialised by torch's global generator."""
-    require(SOURCES[name])
-    if name == "mobilenet_v2":
+    package, key, *_ = MODELS[name]
+    require(package, "bench" if package == "pytorchcv" else "demo")
+    if package == "torchvision":
         import torchvision
 
-        return torchvision.models.mobilenet_v2()
+        return torchvision.models.get_model(key)
+    if package == "pytorchcv":
+        from pytorchcv.model_provider import get_model
+
+        return get_model(key)
     import timm
 
-    return timm.create_model("legacy_xception", pretrained=False)
+    return timm.create_model(key, pretrained=False)
 
 
 def seeded(name: str, seed: int = 0) -> nn.Module:

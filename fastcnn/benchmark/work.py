@@ -47,14 +47,14 @@ def _forward_operations(arguments: Mapping[str, Any], y: Tensor) -> float:
 def primitive_operations(primitive: str, args: Sequence, output: object) -> float:
     """Multiplications and additions of a primitive's call, prologues and epilogues left out."""
     arguments = named(primitive, args)
-    if primitive.endswith("_bwd"):
+    if "need_dx" in arguments:
         grad, wanted = arguments["grad"], arguments["need_dx"] + arguments["need_dw"]
         return wanted * _forward_operations({"weight": arguments["weight"]}, grad)
     if any(name.endswith("weight") for name in arguments):
         return _forward_operations(arguments, next(iter(tensors([output]))))
     if "kernel" in arguments:  # pooling: a comparison for each tap
         return float(math.prod(arguments["kernel"]) * sum(t.numel() for t in tensors([output])))
-    return 2.0 * arguments["y"].numel()  # a scale and a shift
+    return 2.0 * args[0].numel()  # a scale and a shift, or two sums
 
 
 def torch_operations(func: OpOverload, args: Sequence, kwargs: Mapping, output: object) -> float:

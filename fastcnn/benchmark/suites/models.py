@@ -24,20 +24,22 @@ NOTES = (
     "Random weights; BatchNorm has random images' statistics. torch's bf16 is autocast. Floors: computing.",
     "`train`: forward, cross entropy, backward; without the optimizer, which is the same for all.",
 )
-CLASSES = 1000
+INFERENCE = ("mobilenet_v2", "xception", "resnet50")
+TRAINING = ("mobilenet_v2", "resnet50", "resnet18", "vgg16_bn", "wrn28_10")
+SAVED_MEGABYTES = {"mobilenet_v2": 40.0, "resnet50": 48.0}  # per image, at most
 
 
 @lru_cache(maxsize=2)
 def calibrated(name: str) -> nn.Module:
     """The stock model with random weights and statistics of random images."""
     generator = torch.Generator().manual_seed(5)
-    size = stock.SIZES[name]
+    size = stock.MODELS[name].size
     batches = [torch.randn((4, 3, size, size), generator=generator) for _ in range(2)]
     return stock.calibrate(stock.seeded(name), batches)
 
 
 def _inference(name: str, batch: int, dtype: torch.dtype, options: Options) -> Case:
-    shape = (batch, 3, stock.SIZES[name], stock.SIZES[name])
+    shape = (batch, 3, stock.MODELS[name].size, stock.MODELS[name].size)
 
     def model() -> nn.Module:
         return calibrated(name)
@@ -48,7 +50,7 @@ def _inference(name: str, batch: int, dtype: torch.dtype, options: Options) -> C
 
     return Case(
         f"{name} batch {batch} {NAMES[dtype]}",
-        Work(2.0 * stock.MACS[name] * batch, 0.0, dtype),
+        Work(2.0 * stock.MODELS[name].macs * batch, 0.0, dtype),
         lambda g: (torch.randn(shape, generator=g),),
         reference,
         peers.inference_competitors(name, model, dtype, torch.randn(shape), options.device, not options.compiles()),
@@ -58,13 +60,13 @@ def _inference(name: str, batch: int, dtype: torch.dtype, options: Options) -> C
 
 
 def _training(name: str, batch: int, dtype: torch.dtype, options: Options) -> Case:
-    shape = (batch, 3, stock.SIZES[name], stock.SIZES[name])
+    shape = (batch, 3, stock.MODELS[name].size, stock.MODELS[name].size)
 
     def model() -> nn.Module:
         return calibrated(name)
 
     def inputs(g: torch.Generator) -> tuple[torch.Tensor, ...]:
-        return torch.randn(shape, generator=g), torch.randint(CLASSES, (batch,), generator=g)
+        return torch.randn(shape, generator=g), torch.randint(stock.MODELS[name].classes, (batch,), generator=g)
 
     def reference(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         device = x.device.type
@@ -73,7 +75,7 @@ def _training(name: str, batch: int, dtype: torch.dtype, options: Options) -> Ca
 
     return Case(
         f"{name} batch {batch} {NAMES[dtype]} train",
-        Work(6.0 * stock.MACS[name] * batch, 0.0, dtype),
+        Work(6.0 * stock.MODELS[name].macs * batch, 0.0, dtype),
         inputs,
         reference,
         peers.training_competitors(name, model, dtype, options.device, not options.compiles()),
@@ -83,10 +85,11 @@ def _training(name: str, batch: int, dtype: torch.dtype, options: Options) -> Ca
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """MobileNet-v2's training step, then both models, batch 1 and 8, in every dtype."""
-    for dtype in options.dtypes:
-        yield _training("mobilenet_v2", 2 if options.quick else BATCH, dtype, options)
-    for name in ("mobilenet_v2",) if options.quick else stock.SIZES:
+    """Training steps, then inference with batch 1 and 8, in every dtype; the smallest model alone when quick."""
+    for name in TRAINING[:1] if options.quick else TRAINING:
+        for dtype in options.dtypes:
+            yield _training(name, 2 if options.quick else BATCH, dtype, options)
+    for name in INFERENCE[:1] if options.quick else INFERENCE:
         for batch in (1,) if options.quick else (1, BATCH):
             for dtype in options.dtypes:
                 yield _inference(name, batch, dtype, options)
@@ -99,16 +102,17 @@ def saved_megabytes(build: Callable[[], nn.Module], size: int = 224, batch: int 
     return memory.saved_bytes(model, lambda: model(x).sum()) / batch / 1e6
 
 
-def _saved_target() -> Target:
+def _saved_target(name: str) -> Target:
     def ours() -> nn.Module:
-        return peers.fastcnn_model("mobilenet_v2", lambda: calibrated("mobilenet_v2"))
+        return peers.fastcnn_model(name, lambda: calibrated(name))
 
     try:
         measured = saved_megabytes(ours)
     except (ImportError, AttributeError, RuntimeError):  # the races have said why
         measured = None
-    against = f"MB; {saved_megabytes(lambda: stock.seeded('mobilenet_v2')):.1f} in torch"
-    return Target("mobilenet_v2, saved activations per image, fp32", against, 40.0, measured, less_is_better=True)
+    against = f"MB; {saved_megabytes(lambda: stock.seeded(name)):.1f} in torch"
+    work = f"{name}, saved activations per image, fp32"
+    return Target(work, against, SAVED_MEGABYTES[name], measured, less_is_better=True)
 
 
 # (model, form, dtype): (the best of torch, OpenVINO)
@@ -119,7 +123,14 @@ BOUNDS = {
     ("xception", "inference", "bf16"): (1.6, 1.0),
     ("mobilenet_v2", "train", "fp32"): (1.5, None),
     ("mobilenet_v2", "train", "bf16"): (2.0, None),
+    ("resnet50", "inference", "fp32"): (None, 1.0),
+    ("resnet50", "inference", "bf16"): (None, 1.3),
+    ("resnet50", "train", "fp32"): (1.4, None),
+    ("resnet50", "train", "bf16"): (2.0, None),
+    **{(name, "train", "fp32"): (1.3, None) for name in TRAINING[2:]},
+    **{(name, "train", "bf16"): (1.8, None) for name in TRAINING[2:]},
 }
+OPENVINO_GOALS = {("resnet50", "fp32"): 1.2, ("resnet50", "bf16"): 2.0}
 
 
 def targets(races: list[RaceResult], options: Options) -> list[Target]:
@@ -134,8 +145,9 @@ def targets(races: list[RaceResult], options: Options) -> list[Target]:
         if torch_bound:
             found.append(Target(race.name, f"the best of {', '.join(ran)}", torch_bound, race.ratio_to_best(ran)))
         if openvino_bound and peers.OPENVINO in race.rows:
-            goal = "OpenVINO; the goal is 1.5"
-            found.append(Target(race.name, goal, openvino_bound, race.ratio(peers.OPENVINO)))
-    if any(r.tags["form"] == "train" for r in races) and options.device == "cpu":
-        found.append(_saved_target())
-    return found
+            goal = OPENVINO_GOALS.get((t["model"], t["dtype"]), 1.5)
+            found.append(
+                Target(race.name, f"OpenVINO; the goal is {goal:g}", openvino_bound, race.ratio(peers.OPENVINO))
+            )
+    trained = {r.tags["model"] for r in races if r.tags["form"] == "train"} if options.device == "cpu" else set()
+    return found + [_saved_target(name) for name in SAVED_MEGABYTES if name in trained]
