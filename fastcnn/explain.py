@@ -258,7 +258,6 @@ def explain(model: nn.Module | str, x: Tensor, backward: bool = False) -> Explan
 def _model_of(args: argparse.Namespace, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     import fastcnn
     from fastcnn import models
-    from fastcnn.benchmark.stock import SIZES
 
     known = models.list_models()
     if args.model not in known:
@@ -267,7 +266,7 @@ def _model_of(args: argparse.Namespace, dtype: torch.dtype) -> tuple[nn.Module, 
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}: got {value}, expected 1 or more")
-    size = args.size or SIZES.get(args.model, 224)
+    size = args.size or models.image_size(args.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.create_model(args.model).to(args.device)

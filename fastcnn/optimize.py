@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fastcnn.nn.folded import folding_of
 from fastcnn.ops.validation import DTYPES
-
-
-def _folded_by(module: nn.Module) -> Callable[[torch.dtype | None], nn.Module | None] | None:
-    """The module's `folded`, unless a subclass overrides forward beneath it: then it folds another computation."""
-    for cls in type(module).__mro__:
-        if "folded" in cls.__dict__:
-            return module.folded
-        if "forward" in cls.__dict__:
-            return None
-    return None
 
 
 def _replace(module: nn.Module, dtype: torch.dtype | None, done: dict[int, nn.Module]) -> nn.Module:
     """The inference form of a module of a private copy; modules that have none keep their type."""
     if id(module) in done:  # one layer used in two places stays one
         return done[id(module)]
-    folded = _folded_by(module)
+    folded = folding_of(module)
     result = folded(dtype) if folded else None
     if result is None:
         result = module

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import nn
 
 from fastcnn import backends
 from fastcnn.benchmark import peaks
-from fastcnn.explain import explain
+from fastcnn.explain import _model_of, explain
 from fastcnn.models import create_model
+from fastcnn.nn import Bottleneck, PreActBlock
 from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.optimize import optimize
 
@@ -72,6 +75,22 @@ def test_backward_rows_name_the_layer() -> None:
     rows = explain(nn.Sequential(_Pointwise()), _input(), backward=True).rows
     (row,) = [r for r in rows if r.op == "pointwise_bwd"]
     assert row.layer == "0 (backward)"
+
+
+@pytest.mark.parametrize(
+    ("layer", "primitive"), [(Bottleneck(8, 2), "residual_act_bwd"), (PreActBlock(8, 8), "channel_statistics")]
+)
+def test_every_primitive_of_a_residual_step_is_counted(layer: nn.Module, primitive: str) -> None:
+    rows = [row for row in explain(layer, _input(), backward=True).rows if row.backend != "torch"]
+    assert {primitive, "conv2d_bwd"} <= {row.op for row in rows}
+    assert all(row.operations > 0 and row.bytes > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet20", 32), ("xception", 299), ("resnet18", 224)])
+def test_default_image_is_the_models_own(name: str, size: int) -> None:
+    args = Namespace(model=name, batch=1, size=None, device="cpu", train=True)
+    _, x = _model_of(args, torch.float32)
+    assert x.shape == (1, 3, size, size)
 
 
 def test_model_is_left_without_hooks_and_observers() -> None:

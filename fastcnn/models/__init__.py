@@ -1,7 +1,54 @@
 """The model zoo: classic convolutional networks with their reference implementation's state_dict keys."""
 
 from fastcnn.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
-from fastcnn.models.registry import create_model, list_models
+from fastcnn.models.registry import create_model, image_size, list_models
+from fastcnn.models.resnet import (
+    ResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    resnext101_32x8d,
+    wide_resnet50_2,
+)
+from fastcnn.models.resnet_cifar import CIFARResNet, plain20, plain56, resnet20, resnet56
+from fastcnn.models.vgg import VGG, vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+from fastcnn.models.wrn_cifar import CIFARWideResNet, wrn28_10
 from fastcnn.models.xception import Xception, xception
 
-__all__ = ["MobileNetV2", "Xception", "create_model", "list_models", "mobilenet_v2", "xception"]
+__all__ = [
+    "VGG",
+    "CIFARResNet",
+    "CIFARWideResNet",
+    "MobileNetV2",
+    "ResNet",
+    "Xception",
+    "create_model",
+    "image_size",
+    "list_models",
+    "mobilenet_v2",
+    "plain20",
+    "plain56",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+    "wide_resnet50_2",
+    "wrn28_10",
+    "xception",
+]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import ConvNormAct, InvertedResidual
+from fastcnn.nn import ConvBNAct, InvertedResidual
 from fastcnn.nn.folded import FoldedClassifier
 
 # Table 2 of the paper: expansion t, channels c, repetitions n, stride s of the first.
@@ -50,13 +50,13 @@ class MobileNetV2(nn.Module):
         super().__init__()
         channels = _multiple_of_8(32 * width_mult)
         self.last_channel = _multiple_of_8(1280 * max(1.0, width_mult))
-        features: list[nn.Module] = [ConvNormAct(3, channels, 3, 2, activation_layer=nn.ReLU6)]
+        features: list[nn.Module] = [ConvBNAct(3, channels, 3, 2, activation_layer=nn.ReLU6)]
         for t, c, n, s in SETTING:
             width = _multiple_of_8(c * width_mult)
             for i in range(n):
                 features.append(InvertedResidual(channels, width, 1 if i else s, expand_ratio=t))
                 channels = width
-        features.append(ConvNormAct(channels, self.last_channel, 1, activation_layer=nn.ReLU6))
+        features.append(ConvBNAct(channels, self.last_channel, 1, activation_layer=nn.ReLU6))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.last_channel, num_classes))
         self._initialize()
@@ -82,7 +82,7 @@ class MobileNetV2(nn.Module):
         return nn.Sequential(*features, FoldedClassifier(self.classifier[1], dtype))
 
 
-@register
+@register()
 def mobilenet_v2(
     num_classes: int = 1000,
     weights: str | os.PathLike[str] | None = None,

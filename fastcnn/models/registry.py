@@ -5,33 +5,64 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import nn
 
 Builder = Callable[..., nn.Module]
 
-_BUILDERS: dict[str, Builder] = {}
+
+class _Entry(NamedTuple):
+    builder: Builder
+    image_size: int
 
 
-def register(builder: Builder) -> Builder:
-    """Decorates a function (num_classes, weights, **options) -> model; its name is the model's."""
-    _BUILDERS[builder.__name__] = builder
-    return builder
+_MODELS: dict[str, _Entry] = {}
+
+
+def register(image_size: int = 224) -> Callable[[Builder], Builder]:
+    """Decorates a function (num_classes, weights, **options) -> model; its name is the model's.
+
+    image_size is what the model is trained on, in pixels along an axis.
+    """
+
+    def decorate(builder: Builder) -> Builder:
+        _MODELS[builder.__name__] = _Entry(builder, image_size)
+        return builder
+
+    return decorate
 
 
 def list_models() -> list[str]:
     """The names that `create_model` takes, sorted."""
-    return sorted(_BUILDERS)
+    return sorted(_MODELS)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _MODELS:
+        near = difflib.get_close_matches(str(name), _MODELS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(list_models())}{hint}")
+    return _MODELS[name]
+
+
+def image_size(name: str) -> int:
+    """The pixels along an axis of the images that a model is trained on.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _entry(name).image_size
 
 
 def create_model(
-    name: str, num_classes: int = 1000, weights: str | os.PathLike[str] | None = None, **options: object
+    name: str, num_classes: int | None = None, weights: str | os.PathLike[str] | None = None, **options: object
 ) -> nn.Module:
     """A model by its name, in training mode, as torch's constructors return it.
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; None: 1000, or 10 for the CIFAR models.
         weights: a path or a URL of a .pth or .safetensors file with the reference's keys (`fastcnn.models.weights`);
             None: random initialisation, the reference's.
         options: the model's own (see its function).
@@ -41,10 +72,9 @@ def create_model(
         OSError: the weights cannot be read.
         TypeError: an option that the model lacks.
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(str(name), _BUILDERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(list_models())}{hint}")
+    builder = _entry(name).builder
+    if num_classes is None:
+        return builder(weights=weights, **options)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes: got {num_classes!r}, expected an integer of at least 1")
-    return _BUILDERS[name](num_classes=num_classes, weights=weights, **options)
+    return builder(num_classes=num_classes, weights=weights, **options)

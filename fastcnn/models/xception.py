@@ -181,7 +181,7 @@ class Xception(nn.Module):
         return nn.Sequential(stem, *blocks, tail, FoldedClassifier(self.fc, dtype))
 
 
-@register
+@register(image_size=299)
 def xception(num_classes: int = 1000, weights: str | os.PathLike[str] | None = None, dropout: float = 0.0) -> Xception:
     """Xception: 22,855,952 parameters and 8.36 G multiply-adds at 299 x 299 with the defaults.
 

@@ -1,9 +1,26 @@
 """Drop-in layers over the fused ops: torch's arguments, torch's state_dict keys."""
 
-from fastcnn.nn.conv_norm_act import ConvNormAct
+from fastcnn.nn.conv_bn_act import ConvBNAct
 from fastcnn.nn.depthwise_conv2d import DepthwiseConv2d
 from fastcnn.nn.folded import FoldedChain
 from fastcnn.nn.inverted_residual import InvertedResidual
+from fastcnn.nn.max_pool2d import MaxPool2d
+from fastcnn.nn.residual import BasicBlock, Bottleneck, PreActBlock
 from fastcnn.nn.separable_conv2d import SeparableConv2d
+from fastcnn.nn.sequential import FusedSequential
+from fastcnn.nn.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
 
-__all__ = ["ConvNormAct", "DepthwiseConv2d", "FoldedChain", "InvertedResidual", "SeparableConv2d"]
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ConvBNAct",
+    "DepthwiseConv2d",
+    "FoldedChain",
+    "FusedSequential",
+    "InvertedResidual",
+    "MaxPool2d",
+    "PreActBlock",
+    "SeparableConv2d",
+    "SyncBatchNorm2d",
+    "convert_sync_batchnorm",
+]

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcnn.nn.fused import FusedModule, Unit, check_channels, padding_of
+from fastcnn.nn.fused import Unit, check_channels, padding_of
+from fastcnn.nn.sequential import fold_units
 from fastcnn.ops import depthwise_conv2d
 
 Pair = tuple[int, int]
@@ -67,10 +68,4 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def folded(self, dtype: torch.dtype | None) -> nn.Module | None:
         """The inference form (fastcnn.optimize), or None with a padding mode that no kernel has."""
-        return FusedModule.folded(self, dtype) if self.padding_mode == "zeros" else None
-
-    in_act = "none"
-
-    def units(self) -> list[Unit]:
-        """The one convolution that this layer is."""
-        return [Unit((self,))]
+        return fold_units([Unit((self,))], dtype) if self.padding_mode == "zeros" else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcnn.ops import Affine, Conv, activations, inference
+from fastcnn.ops import Affine, BatchNorm, Conv, activations, inference
 from fastcnn.ops.layout import to_nhwc
 
 Pair = tuple[int, int]
@@ -27,9 +27,8 @@ class _Geometry(NamedTuple):
     kernel: Pair
 
 
-def _affine64(conv: Conv) -> tuple[Tensor | None, Tensor | None]:
-    """The scale and shift that a convolution's normalisation is, in float64."""
-    norm = conv.norm
+def _norm64(norm: Affine | BatchNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    """The scale and shift that a normalisation is, in float64."""
     if norm is None:
         return None, None
     if isinstance(norm, Affine):
@@ -38,6 +37,20 @@ def _affine64(conv: Conv) -> tuple[Tensor | None, Tensor | None]:
     scale = invstd if norm.weight is None else norm.weight.double() * invstd
     shift = -norm.running_mean.double() * scale
     return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _affine64(conv: Conv) -> tuple[Tensor | None, Tensor | None]:
+    """The scale and shift that a convolution's bias and normalisation are, in float64."""
+    scale, shift = _norm64(conv.norm)
+    if conv.bias is None:
+        return scale, shift
+    bias = conv.bias.double() if scale is None else conv.bias.double() * scale
+    return scale, bias if shift is None else shift + bias
+
+
+def _vector_dtype(conv: Conv, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of scales and shifts beside weights of dtype (None: the convolution's own)."""
+    return torch.float64 if (dtype or conv.weights[0].dtype) == torch.float64 else torch.float32
 
 
 def fold(conv: Conv, dtype: torch.dtype | None = None) -> tuple[list[Tensor], Tensor | None]:
@@ -51,7 +64,7 @@ def fold(conv: Conv, dtype: torch.dtype | None = None) -> tuple[list[Tensor], Te
     if scale is not None:
         weights[-1] = weights[-1] * scale.detach().view(-1, 1, 1, 1)
     if shift is not None:
-        shift = shift.detach().to(torch.float64 if dtype == torch.float64 else torch.float32)
+        shift = shift.detach().to(_vector_dtype(conv, dtype))
     # clone: a weight that nothing scaled must not share memory with the model it comes from
     return [w.to(dtype).clone(memory_format=torch.contiguous_format) for w in weights], shift
 
@@ -72,23 +85,44 @@ def _in_channels(conv: Conv) -> int:
     return shape[1] * conv.groups
 
 
+def folding_of(module: nn.Module) -> Callable[[torch.dtype | None], nn.Module | None] | None:
+    """The module's `folded`, unless a subclass overrides forward beneath it: then it folds another computation."""
+    for cls in type(module).__mro__:
+        if "folded" in cls.__dict__:
+            return module.folded
+        if "forward" in cls.__dict__:
+            return None
+    return None
+
+
 class FoldedChain(nn.Module):
     """A chain of convolutions in inference form: act(conv(x, weight) + shift) each, plus a residual at the end.
 
     Holds each convolution's folded weights (``weight0``, ``weight0b`` for a separable one's second, ``weight1``, ...) and
-    shifts (``shift0``, ...) as buffers, and calls the widest fused primitives. For inference only: no gradient passes.
+    shifts (``shift0``, ...) as buffers, and calls the widest fused primitives. A first identity's normalisation (a
+    pre-activation) stays a scale and a shift, ``in_scale`` and ``in_shift``. For inference only: no gradient passes.
 
     Args:
         convs: what `fastcnn.ops.conv_chain` takes; a BatchNorm must have running statistics.
         in_act: the activation before the first convolution.
         dtype: of the weights and of the input that `forward` takes; None keeps the weights' own.
+        act_after_residual: whether the last activation comes after the residual.
 
     Shapes: x [N, K, H, W] in any memory format; the result and residual [N, C, P, Q], channels_last.
     """
 
-    def __init__(self, convs: Sequence[Conv], in_act: str = "none", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        convs: Sequence[Conv],
+        in_act: str = "none",
+        dtype: torch.dtype | None = None,
+        act_after_residual: bool = False,
+    ) -> None:
         super().__init__()
-        self.in_act = activations.code(in_act)
+        pre, convs = (convs[0], convs[1:]) if convs[0].op == "identity" else (Conv("identity", act=in_act), convs)
+        for name, value in zip(("in_scale", "in_shift"), _affine64(pre)):
+            self.register_buffer(name, None if value is None else value.detach().to(_vector_dtype(convs[0], dtype)))
+        self.in_act = activations.code(pre.act)
         geometries = []
         for i, conv in enumerate(convs):
             weights, shift = fold(conv, dtype)
@@ -98,6 +132,8 @@ class FoldedChain(nn.Module):
             kernel = tuple(weights[0].shape[2:])
             where = (conv.stride, conv.padding, conv.dilation, conv.groups)
             geometries.append(_Geometry(conv.op, *where, activations.code(conv.act), kernel))
+        if act_after_residual:
+            geometries[-1] = geometries[-1]._replace(act=geometries[-1].act + activations.AFTER_RESIDUAL)
         self.geometries = tuple(geometries)
         self.in_channels = _in_channels(convs[0])
         self.least_size = (_least_size(geometries, 0), _least_size(geometries, 1))
@@ -114,7 +150,8 @@ class FoldedChain(nn.Module):
         stages = range(len(self.geometries))
         weights = [(buffers[f"weight{i}"], buffers[f"weight{i}b"]) for i in stages]
         epilogues = [Affine(None, buffers[f"shift{i}"]) for i in stages]
-        return inference.steps(self.geometries, weights, epilogues, self.in_act)
+        head = (buffers["in_scale"], buffers["in_shift"], self.in_act)
+        return inference.steps(self.geometries, weights, epilogues, head)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The chain's output, in the weights' dtype.
@@ -168,21 +205,57 @@ class FoldedChain(nn.Module):
             channels = (self._buffers[f"weight{i}"] if weight is None else weight).shape[0]
             kernel = "" if g.kernel == (1, 1) else f" {g.kernel[0]}x{g.kernel[1]}"
             stride = "" if g.stride == (1, 1) else f"/{g.stride[0]}"
-            act = "" if g.act == activations.NONE else f" {activations.NAMES[g.act]}"
+            after = g.act & activations.AFTER_RESIDUAL
+            name = activations.NAMES[g.act - after]
+            act = "" if name == "none" else f" {'+ residual ' if after else ''}{name}"
             steps.append(f"{g.op}{kernel}{stride} {channels}{act}")
-        head = f"{activations.NAMES[self.in_act]}, " if self.in_act else ""
+        norm = "" if self.in_scale is None and self.in_shift is None else "norm "
+        head = f"{norm}{activations.NAMES[self.in_act]}, " if norm or self.in_act else ""
         return f"{self.in_channels} -> {head}{', '.join(steps)}, dtype={str(self.dtype).removeprefix('torch.')}"
 
 
 class FoldedResidual(FoldedChain):
-    """A FoldedChain that adds its own input to its output."""
+    """A FoldedChain that adds its own input, or what ``shortcut`` makes of it, to its output.
+
+    Args:
+        convs, in_act, dtype, act_after_residual: as FoldedChain takes them.
+        shortcut: a module from the chain's input to the shape of its output; None: the identity.
+    """
+
+    def __init__(
+        self,
+        convs: Sequence[Conv],
+        in_act: str = "none",
+        dtype: torch.dtype | None = None,
+        act_after_residual: bool = False,
+        shortcut: nn.Module | None = None,
+    ) -> None:
+        super().__init__(convs, in_act, dtype, act_after_residual)
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4:
             self._reject(x)
         if not x.is_contiguous(memory_format=torch.channels_last):
             x = to_nhwc(x)
-        return super().forward(x, x)
+        return super().forward(x, x if self.shortcut is None else self.shortcut(x))
+
+
+class FoldedActivation(nn.Module):
+    """A normalisation and an activation without a convolution: act(scale * x + shift). For inference only."""
+
+    def __init__(self, pre: Conv, dtype: torch.dtype | None = None) -> None:
+        """pre is what `conv_chain` takes as an "identity"; dtype is the input's, None the statistics' own."""
+        super().__init__()
+        own = pre.norm.running_mean.dtype if isinstance(pre.norm, BatchNorm) else torch.float32
+        vector = torch.float64 if (dtype or own) == torch.float64 else torch.float32
+        for name, value in zip(("scale", "shift"), _affine64(pre)):
+            self.register_buffer(name, None if value is None else value.detach().to(vector))
+        self.act = activations.code(pre.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], in x's dtype and channels_last."""
+        return torch.ops.fastcnn.affine_act_fwd(x, self.scale, self.shift, self.act, None)
 
 
 class FoldedClassifier(nn.Module):
@@ -190,8 +263,8 @@ class FoldedClassifier(nn.Module):
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        norm = None if linear.bias is None else Affine(None, linear.bias)
-        self.linear = FoldedChain([Conv("pointwise", (linear.weight[:, :, None, None],), norm=norm)], "none", dtype)
+        conv = Conv("pointwise", (linear.weight[:, :, None, None],), bias=linear.bias)
+        self.linear = FoldedChain([conv], dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, classes]."""

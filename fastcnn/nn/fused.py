@@ -14,28 +14,37 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastcnn.ops import Affine, BatchNorm, Conv, conv_chain
+from fastcnn.ops import BatchNorm, Conv, conv_chain
+from fastcnn.ops.conv_bn_act import narrowest_op
 from fastcnn.ops.validation import Labels, check_input, shape_of
 
 Pair = tuple[int, int]
 
-_ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Identity: "none"}
+ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Identity: "none"}
 _MODULES = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish}
 
 
 def _labels(position: int) -> Labels:
     name = f"convolution {position}"
-    return Labels((f"{name}'s weight", f"{name}'s pointwise weight"), f"{name}'s norm", act=f"{name}'s act")
+    weights = (f"{name}'s weight", f"{name}'s pointwise weight")
+    return Labels(weights, f"{name}'s norm", act=f"{name}'s act", bias=f"{name}'s bias")
 
 
 # What messages call the parts of a layer's convolutions, which its caller did not pass; no layer has as many.
 _LABELS = tuple(_labels(i + 1) for i in range(16))
+_PRE_ACTIVATION = Labels(norm="the pre-activation's norm", act="the pre-activation's act")
+
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Unit(NamedTuple):
-    """One convolution of a fused layer as its submodules: what `conv_chain` calls a Conv."""
+    """One convolution of a fused layer as its submodules: what `conv_chain` calls a Conv.
 
-    convs: tuple[nn.Conv2d, ...]  # two: depthwise, then pointwise, with nothing between
+    Two convolutions are a depthwise, then a pointwise, with nothing between; none, as a chain's first, a pre-activation.
+    """
+
+    convs: tuple[nn.Conv2d, ...]
     norm: nn.BatchNorm2d | None = None
     act: str = "none"
 
@@ -49,9 +58,9 @@ def activation_name(module: nn.Module | None) -> str:
     if module is None:
         return "none"
     try:
-        return _ACTIVATIONS[type(module)]
+        return ACTIVATIONS[type(module)]
     except KeyError:
-        expected = ", ".join(m.__name__ for m in _ACTIVATIONS)
+        expected = ", ".join(m.__name__ for m in ACTIVATIONS)
         raise TypeError(f"activation: got {type(module).__name__}, expected one of {expected}") from None
 
 
@@ -72,23 +81,29 @@ def padding_of(conv: nn.Conv2d) -> Pair:
 
 def op_of(conv: nn.Conv2d) -> str:
     """The narrowest op that computes a convolution."""
-    if conv.groups == 1:
-        pointwise = conv.kernel_size == (1, 1) and padding_of(conv) == (0, 0)
-        return "pointwise" if pointwise else "conv2d"
-    odd = all(k % 2 for k in conv.kernel_size) and max(conv.kernel_size) <= 31
-    return "depthwise" if conv.groups == conv.in_channels and odd else "conv2d"
+    return narrowest_op(conv.in_channels, conv.kernel_size, padding_of(conv), conv.groups)
 
 
 def _check_norm(norm: nn.Module) -> None:
-    if not isinstance(norm, nn.BatchNorm2d):
+    if not isinstance(norm, BATCH_NORMS):
         raise TypeError(f"norm: got {type(norm).__name__}, expected nn.BatchNorm2d, which a fused layer can apply")
+
+
+def _process_group(norm: nn.Module) -> torch.distributed.ProcessGroup | None:
+    """The processes that share a synchronised BatchNorm's batch statistics; None where there are no others."""
+    if not hasattr(norm, "process_group") or not norm.training:
+        return None
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    group = norm.process_group or torch.distributed.group.WORLD
+    return group if torch.distributed.get_world_size(group) > 1 else None
 
 
 def batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
     """A BatchNorm2d as the ops take it for one forward; in training mode it counts the batch, as torch's forward does.
 
     Raises:
-        TypeError: not an nn.BatchNorm2d (SyncBatchNorm, for example, needs statistics of other processes).
+        TypeError: not an nn.BatchNorm2d or nn.SyncBatchNorm.
     """
     _check_norm(norm)
     momentum, mean, var = norm.momentum, norm.running_mean, norm.running_var
@@ -100,7 +115,7 @@ def batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
             momentum = 1.0 / float(tracked)
     if norm.training and not norm.track_running_stats:
         mean = var = None
-    return BatchNorm(norm.weight, norm.bias, mean, var, training, momentum or 0.0, norm.eps)
+    return BatchNorm(norm.weight, norm.bias, mean, var, training, momentum or 0.0, norm.eps, _process_group(norm))
 
 
 def frozen_batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
@@ -110,12 +125,11 @@ def frozen_batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
 
 
 def _conv(unit: Unit, frozen: bool) -> Conv:
-    first, norm = unit.convs[0], unit.norm
-    if norm is not None:
-        applied = frozen_batch_norm(norm) if frozen else batch_norm(norm)
-    else:
-        bias = unit.convs[-1].bias
-        applied = None if bias is None else Affine(None, bias)
+    norm = unit.norm
+    applied = None if norm is None else frozen_batch_norm(norm) if frozen else batch_norm(norm)
+    if not unit.convs:
+        return Conv("identity", norm=applied, act=unit.act)
+    first = unit.convs[0]
     return Conv(
         "separable" if len(unit.convs) == 2 else op_of(first),
         tuple(conv.weight for conv in unit.convs),
@@ -125,6 +139,7 @@ def _conv(unit: Unit, frozen: bool) -> Conv:
         first.groups,
         applied,
         unit.act,
+        unit.convs[-1].bias,
     )
 
 
@@ -140,7 +155,22 @@ def check_channels(x: Tensor, channels: int) -> None:
         raise ValueError(f"x: got shape {shape_of(x)}, expected [N, {channels}, H, W]")
 
 
-def run_units(x: Tensor, units: Sequence[Unit], in_act: str = "none", residual: Tensor | None = None) -> Tensor:
+def _check_input(x: Tensor, units: Sequence[Unit]) -> None:
+    convs, norm = next((unit.convs for unit in units if unit.convs), None), units[0].norm
+    if convs:
+        check_channels(x, convs[0].in_channels)
+    elif norm is not None:
+        _check_norm(norm)
+        check_channels(x, norm.num_features)
+
+
+def run_units(
+    x: Tensor,
+    units: Sequence[Unit],
+    in_act: str = "none",
+    residual: Tensor | None = None,
+    act_after_residual: bool = False,
+) -> Tensor:
     """The units as one conv_chain; x is checked before any BatchNorm counts the batch.
 
     Shapes: x [N, K, H, W] with the first convolution's K; the result and residual [N, C, P, Q], channels_last.
@@ -148,20 +178,22 @@ def run_units(x: Tensor, units: Sequence[Unit], in_act: str = "none", residual: 
     Raises:
         TypeError, ValueError: an input that does not fit the first convolution or a later one.
     """
-    check_channels(x, units[0].convs[0].in_channels)
-    return conv_chain(x, convolutions(units), in_act, residual, _LABELS)
+    _check_input(x, units)
+    labels = _LABELS if units[0].convs else (_PRE_ACTIVATION, *_LABELS)
+    return conv_chain(x, convolutions(units), in_act, residual, labels, act_after_residual)
 
 
 def is_foldable(units: Sequence[Unit]) -> bool:
     """Whether every normalisation is a BatchNorm2d with running statistics, which weights can absorb."""
     norms = [unit.norm for unit in units if unit.norm is not None]
-    return all(isinstance(n, nn.BatchNorm2d) and n.running_mean is not None for n in norms)
+    return all(isinstance(n, BATCH_NORMS) and n.running_mean is not None for n in norms)
 
 
 class FusedModule(nn.Module, ABC):
     """A layer whose forward is one conv_chain over `units()`; subclasses say what the units are."""
 
     in_act = "none"
+    act_after_residual = False
 
     @abstractmethod
     def units(self) -> list[Unit]:
@@ -173,7 +205,7 @@ class FusedModule(nn.Module, ABC):
         Raises:
             TypeError, ValueError: an input that does not fit the layer.
         """
-        return run_units(x, self.units(), self.in_act, residual)
+        return run_units(x, self.units(), self.in_act, residual, self.act_after_residual)
 
     def folded(self, dtype: torch.dtype | None) -> nn.Module | None:
         """The inference form (fastcnn.optimize), or None where a BatchNorm keeps no running statistics."""
@@ -182,4 +214,4 @@ class FusedModule(nn.Module, ABC):
         units = self.units()
         if not is_foldable(units):
             return None
-        return FoldedChain(convolutions(units, frozen=True), self.in_act, dtype)
+        return FoldedChain(convolutions(units, frozen=True), self.in_act, dtype, self.act_after_residual)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastcnn.nn.conv_norm_act import ConvNormAct
+from fastcnn.nn.conv_bn_act import ConvBNAct
 from fastcnn.nn.folded import FoldedResidual
 from fastcnn.nn.fused import FusedModule, Unit, convolutions, is_foldable, run_units
 
@@ -50,9 +50,9 @@ class InvertedResidual(FusedModule):
         self.use_res_connect = stride == 1 and inp == oup
         layers: list[nn.Module] = []
         if expand_ratio != 1:
-            layers.append(ConvNormAct(inp, hidden, 1, norm_layer=norm_layer, activation_layer=nn.ReLU6))
+            layers.append(ConvBNAct(inp, hidden, 1, norm_layer=norm_layer, activation_layer=nn.ReLU6))
         layers += [
-            ConvNormAct(hidden, hidden, 3, stride, groups=hidden, norm_layer=norm_layer, activation_layer=nn.ReLU6),
+            ConvBNAct(hidden, hidden, 3, stride, groups=hidden, norm_layer=norm_layer, activation_layer=nn.ReLU6),
             nn.Conv2d(hidden, oup, 1, bias=False),
             norm_layer(oup),
         ]

@@ -5,6 +5,7 @@
 
 from fastcnn.ops import affine_act
 from fastcnn.ops.conv2d import conv2d
+from fastcnn.ops.conv_bn_act import conv_bn_act
 from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, conv_chain
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
 from fastcnn.ops.inverted_residual import inverted_residual
@@ -18,6 +19,7 @@ __all__ = [
     "Conv",
     "affine_act",
     "conv2d",
+    "conv_bn_act",
     "conv_chain",
     "depthwise_conv2d",
     "inverted_residual",

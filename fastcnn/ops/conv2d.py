@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import activations
-from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
+from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
@@ -115,6 +115,5 @@ def conv2d(
     Raises:
         TypeError, ValueError: an argument of another type, dtype, shape or device.
     """
-    norm = None if bias is None else Affine(None, bias)
     where = (pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1))
-    return conv_chain(x, (Conv("conv2d", (weight,), *where, groups, norm),), labels=_LABELS)
+    return conv_chain(x, (Conv("conv2d", (weight,), *where, groups, bias=bias),), labels=_LABELS)

@@ -3,28 +3,33 @@
 Raw convolution outputs pass from convolution to convolution; each one's normalisation and activation are the next
 one's prologue, forward and backward, and exist in registers only. Saved for backward are the input and the raw outputs;
 activations are recomputed. Only the last normalisation is written to memory, with the activation and the residual.
+A pre-activation chain (BatchNorm, activation, convolution) begins with an identity "convolution": its raw output is x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations, inference
+from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.layout import accumulation_dtype, conv_out_size, to_nhwc
 from fastcnn.ops.validation import Labels, check_chain
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Pair = tuple[int, int]
 ops = torch.ops.fastcnn
 
 
 class Affine(NamedTuple):
-    """A constant or learnable scale and shift per channel [C]; None is 1 and 0. A convolution's bias is a shift."""
+    """A constant or learnable scale and shift per channel [C]; None is 1 and 0."""
 
     scale: Tensor | None = None
     shift: Tensor | None = None
@@ -33,7 +38,8 @@ class Affine(NamedTuple):
 class BatchNorm(NamedTuple):
     """What torch.nn.functional.batch_norm takes: affine parameters, running statistics, and how to use them.
 
-    With ``training`` the batch's statistics normalise, and the running ones move towards them by ``momentum``.
+    With ``training`` the batch's statistics normalise, and the running ones move towards them by ``momentum``. With a
+    process ``group`` the batch is that of all its processes (SyncBatchNorm).
     """
 
     weight: Tensor | None
@@ -43,23 +49,26 @@ class BatchNorm(NamedTuple):
     training: bool
     momentum: float
     eps: float
+    group: ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
 class Conv:
-    """One convolution of a chain, then its normalisation, then its activation.
+    """One convolution of a chain, then its bias, then its normalisation, then its activation.
 
-    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise) or "conv2d".
+    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise), "conv2d" or, as the first of a chain,
+    "identity" (no weights): the input's own normalisation and activation, before the first convolution or alone.
     """
 
     op: str
-    weights: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...] = ()
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
     norm: Affine | BatchNorm | None = None
     act: str = "none"
+    bias: Tensor | None = None
 
 
 class _Geometry(NamedTuple):
@@ -73,27 +82,48 @@ class _Geometry(NamedTuple):
     norm: str  # "none", "affine", "frozen" or "train"
     act: int
     eps: float
+    group: ProcessGroup | None = None
 
 
 _SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean, var
 
 
-def _flatten(conv: Conv) -> tuple[_Geometry, list[Tensor | None]]:
+def _absorb(bias: Tensor, kind: str, scale, shift, var, eps: float, acc: torch.dtype) -> Tensor | None:
+    """The shift after a normalisation that does what it did and what a bias before it does.
+
+    Batch statistics take a bias away again: there it only gets a gradient, which is zero but not None.
+    """
+    if kind == "train":
+        moved = bias * 0 if bias.requires_grad else None
+    elif kind == "frozen":
+        gain = torch.rsqrt(var.to(acc) + eps)
+        moved = bias * (gain if scale is None else scale * gain)
+    else:
+        moved = bias if scale is None else bias * scale.to(acc)
+    return shift if moved is None else moved if shift is None else shift.to(acc) + moved
+
+
+def _flatten(conv: Conv, acc: torch.dtype) -> tuple[_Geometry, list[Tensor | None]]:
     norm, mean, var, eps = conv.norm, None, None, 0.0
-    scale = shift = None
+    scale = shift = group = None
     kind = "none"
     if isinstance(norm, BatchNorm):
         kind = "train" if norm.training else "frozen"
         scale, shift, eps = norm.weight, norm.bias, norm.eps
         if kind == "frozen":
             mean, var = norm.running_mean, norm.running_var
+        else:
+            group = norm.group
     elif norm is not None and (norm.scale is not None or norm.shift is not None):
         kind, (scale, shift) = "affine", norm
+    if conv.bias is not None:
+        shift = _absorb(conv.bias, kind, scale, shift, var, eps, acc)
+        kind = "affine" if kind == "none" else kind
     geometry = _Geometry(
-        conv.op, conv.stride, conv.padding, conv.dilation, conv.groups, kind, activations.code(conv.act), eps
+        conv.op, conv.stride, conv.padding, conv.dilation, conv.groups, kind, activations.code(conv.act), eps, group
     )
-    second = conv.weights[1] if len(conv.weights) > 1 else None
-    return geometry, [conv.weights[0], second, scale, shift, mean, var]
+    weights = (*conv.weights, None, None)[:2]
+    return geometry, [*weights, scale, shift, mean, var]
 
 
 class _Normalisation(NamedTuple):
@@ -120,6 +150,8 @@ def _normalisation(g: _Geometry, scale, shift, mean, var, acc: torch.dtype) -> _
 
 def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bool):
     head = (pre.scale, pre.shift, act)
+    if g.op == "identity":
+        return x, *(ops.channel_statistics(x) if stats else (None, None))
     if g.op == "pointwise":
         return ops.pointwise_fwd(x, weights[0], *head, None, None, 0, None, g.stride, stats)
     geometry = (g.stride, g.padding, g.dilation)
@@ -132,6 +164,10 @@ def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bo
 
 def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int, weights, need_dx, need_dw, need_sums):
     """dx, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
+    if g.op == "identity":
+        grad, y, scale, shift, y_act, coef = upstream
+        dx = grad if not need_dx or y is None else ops.affine_act_dgrad(grad, y, scale, shift, y_act, coef, None)
+        return dx, (), None
     source = (x, pre.scale, pre.shift, act, pre.mean)
     geometry = (g.stride, g.padding, g.dilation)
     if g.op == "pointwise":
@@ -159,7 +195,7 @@ def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int,
     return dx, (ddw, dpw), sums
 
 
-def _gradient_coefficients(g: _Geometry, gamma, norm: _Normalisation, sums: Tensor | None, count: int):
+def _gradient_coefficients(g: _Geometry, gamma, norm: _Normalisation, sums: Tensor | None, count: int | Tensor):
     """coef [4, C] of the gradient prologue, and the gradients of the normalisation's scale and shift.
 
     With x_hat = (y - mean) * r:  dy = gamma r (dz - sum(dz) / M - x_hat * sum(dz x_hat) / M)   (Ioffe & Szegedy 2015).
@@ -173,34 +209,43 @@ def _gradient_coefficients(g: _Geometry, gamma, norm: _Normalisation, sums: Tens
     zero = torch.zeros_like(norm.scale)
     if g.norm != "train":
         return torch.stack([norm.scale, zero, zero, zero]), dscale, dshift
-    slope = -norm.scale * norm.invstd * dscale / count
-    return torch.stack([norm.scale, slope, norm.mean, -norm.scale * dshift / count]), dscale, dshift
+    shared = sums if g.group is None else sum_over(sums, g.group)  # the parameters' gradients stay this process's own
+    slope = -norm.scale * norm.invstd.square() * shared[1] / count
+    return torch.stack([norm.scale, slope, norm.mean, -norm.scale * shared[0] / count]), dscale, dshift
+
+
+_PLAIN = _Normalisation(None, None, None, None)
 
 
 class _ConvChain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, geometries, in_act, x, residual, *tensors):
+    def forward(ctx, geometries, x, residual, *tensors):
         acc = accumulation_dtype(x)
         stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
-        pre, act = _Normalisation(None, None, None, None), in_act
-        raw, norms, batch = [x], [], []
+        pre, act = _PLAIN, activations.NONE
+        raw, norms, batch, totals = [x], [], [], {}
         for g, (w0, w1, scale, shift, mean, var) in zip(geometries, stages, strict=True):
             weights = (w0,) if w1 is None else (w0, w1)
             y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm == "train")
             if g.norm == "train":
                 mean, var = batch_mean, batch_var
-                batch += [batch_mean, batch_var]
+                if g.group is not None:
+                    mean, var, totals[len(norms)] = merge_statistics(mean, var, y.numel() // y.shape[1], g.group)
+                batch += [mean, var]
             pre, act = _normalisation(g, scale, shift, mean, var, acc), g.act
             raw.append(y)
             norms.append(pre)
         out = raw[-1]
         if pre.scale is not None or pre.shift is not None or act or residual is not None:
             out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
-        ctx.geometries, ctx.in_act = geometries, in_act
-        if pre.scale is None and not act:
+        ctx.geometries, ctx.totals = geometries, totals
+        batch += totals.values()
+        after = act & activations.AFTER_RESIDUAL
+        if pre.scale is None and (after or not act):
             raw[-1] = None  # a bias needs no output to pass a gradient through
         flat = [t for norm in norms for t in norm]
-        ctx.save_for_backward(*raw, *flat, *tensors)
+        # The next layer saves the output as its input: that it is saved here too costs nothing.
+        ctx.save_for_backward(out if after else None, *raw, *flat, *tensors)
         ctx.mark_non_differentiable(*batch)
         return (out, *batch)
 
@@ -208,44 +253,48 @@ class _ConvChain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, *_):
         geometries, n = ctx.geometries, len(ctx.geometries)
-        saved = ctx.saved_tensors
+        out, *saved = ctx.saved_tensors
         raw, flat, tensors = saved[: n + 1], saved[n + 1 : 5 * n + 1], saved[5 * n + 1 :]
         norms = [_Normalisation(*flat[4 * i : 4 * i + 4]) for i in range(n)]
-        needs = ctx.needs_input_grad
+        needs, first = ctx.needs_input_grad, 3
         grad = to_nhwc(grad)
-        dresidual = grad if needs[3] else None
         grads: list[Tensor | None] = [None] * len(tensors)
 
         def learns(i: int) -> bool:
-            return geometries[i].norm == "train" or any(needs[4 + _SLOTS * i + 2 : 4 + _SLOTS * i + 4])
+            return geometries[i].norm == "train" or any(needs[first + _SLOTS * i + 2 : first + _SLOTS * i + 4])
 
         act, sums = geometries[-1].act, None
-        if learns(n - 1):
-            y = grad if raw[n] is None else raw[n]
+        y = grad if raw[n] is None else raw[n]
+        if out is not None:
+            act -= activations.AFTER_RESIDUAL
+            grad, sums = ops.residual_act_bwd(grad, out, act, y, norms[-1].mean, learns(n - 1))
+            act = activations.NONE
+        elif learns(n - 1):
             sums = ops.affine_act_sums(grad, y, norms[-1].scale, norms[-1].shift, act, norms[-1].mean)
+        sums = sums if learns(n - 1) else None
+        dresidual = grad if needs[2] else None
         for i in reversed(range(n)):
             g, y, slot = geometries[i], raw[i + 1], _SLOTS * i
-            count = 0 if y is None else y.numel() // y.shape[1]
+            count = ctx.totals.get(i, 0 if y is None else y.numel() // y.shape[1])
             coef, dscale, dshift = _gradient_coefficients(g, tensors[slot + 2], norms[i], sums, count)
             for k, d in ((2, dscale), (3, dshift)):
-                if needs[4 + slot + k]:
+                if needs[first + slot + k]:
                     grads[slot + k] = d.to(tensors[slot + k].dtype)
             mask = (norms[i].scale, norms[i].shift, act) if act else (None, None, 0)
             upstream = (grad, y if act or coef is not None else None, *mask, coef)
-            pre = norms[i - 1] if i else _Normalisation(None, None, None, None)
-            pre_act = geometries[i - 1].act if i else ctx.in_act
+            pre, pre_act = (norms[i - 1], geometries[i - 1].act) if i else (_PLAIN, activations.NONE)
             weights = [w for w in tensors[slot : slot + 2] if w is not None]
-            need_dw = needs[4 + slot : 4 + slot + 2]
+            need_dw = needs[first + slot : first + slot + 2]
             need_sums = bool(i) and learns(i - 1)
             grad, dws, sums = _convolve_backward(
-                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, need_sums
+                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[1], need_dw, need_sums
             )
             sums = sums if need_sums else None
             for k, dw in enumerate(dws):
                 if need_dw[k]:
                     grads[slot + k] = dw.to(tensors[slot + k].dtype)
             act = 0  # from here on the gradients arrive masked
-        return None, None, grad if needs[2] else None, dresidual, *grads
+        return None, grad if needs[1] else None, dresidual, *grads
 
 
 def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
@@ -253,17 +302,19 @@ def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
     n, _, *size = x.shape
     counts = []
     for conv in convs:
-        kernel = conv.weights[0].shape[2:]
+        kernel = conv.weights[0].shape[2:] if conv.weights else (1, 1)
         size = [conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)]
         counts.append(n * size[0] * size[1])
     return counts
 
 
-def _update_running_statistics(norm: BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+def _update_running_statistics(conv: Conv, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
     """Exponential moving averages as torch.nn.functional.batch_norm keeps them (unbiased variance)."""
+    norm = conv.norm
     if norm.running_mean is None:
         return
     with torch.no_grad():
+        mean = mean if conv.bias is None else mean + conv.bias
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
         unbiased = var * (count / (count - 1))
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
@@ -282,10 +333,14 @@ def conv_chain(
     in_act: str = "none",
     residual: Tensor | None = None,
     labels: Sequence[Labels] | None = None,
+    act_after_residual: bool = False,
 ) -> Tensor:
     """Runs convolutions with their normalisations and activations as one fused, differentiable unit.
 
-    y = act_n(norm_n(conv_n(... act_1(norm_1(conv_1(in_act(x))))))) + residual
+    y = act_n(norm_n(conv_n(... act_1(norm_1(conv_1(in_act(x)) + bias_1)) ...) + bias_n)) + residual
+
+    With ``act_after_residual`` the last activation (none, relu or relu6) comes last: act_n(norm_n(conv_n(...)) + residual).
+    A first Conv("identity", norm=..., act=...) is a pre-activation: the chain's input is normalised as it is loaded.
 
     Shapes: x [N, K, H, W] in any memory format, the result [N, C, P, Q] in channels_last; residual like the result.
     Dtypes: float32, bfloat16, float16, float64 (reference); autocast is respected, parameters may stay float32.
@@ -296,15 +351,20 @@ def conv_chain(
         TypeError, ValueError: an argument that cannot be (validation.check_chain).
         ValueError: batch statistics of a single value per channel.
     """
-    check_chain(x, convs, in_act, residual, labels)
+    check_chain(x, convs, in_act, residual, labels, act_after_residual)
     given, x = x, to_nhwc(_autocast(x))
     if residual is not None:
         residual = x if residual is given else to_nhwc(residual.to(x.dtype))
-    flattened = [_flatten(conv) for conv in convs]
-    geometries = tuple(g for g, _ in flattened)
+    if in_act not in ("none", None):
+        convs = (Conv("identity", act=in_act), *convs)
+    acc = accumulation_dtype(x)
+    flattened = [_flatten(conv, acc) for conv in convs]
+    geometries = [g for g, _ in flattened]
+    if act_after_residual and residual is not None:
+        geometries[-1] = geometries[-1]._replace(act=geometries[-1].act + activations.AFTER_RESIDUAL)
+    geometries = tuple(geometries)
     stages = [slots for _, slots in flattened]
     tensors = [t for slots in stages for t in slots]
-    code = activations.code(in_act)
     trained = [i for i, g in enumerate(geometries) if g.norm == "train"]
     # An exported program is for inference: it gets the wide primitives though its parameters require gradients.
     differentiable = (
@@ -313,17 +373,21 @@ def conv_chain(
         and not torch.compiler.is_exporting()
     )
     if not trained and not differentiable:
-        acc = accumulation_dtype(x)
         epilogues = [_normalisation(g, *s[2:], acc) for g, s in zip(geometries, stages, strict=True)]
-        plan = inference.steps(geometries, [s[:2] for s in stages], epilogues, code)
-        return inference.run(x, plan, residual)
+        weights, head = [s[:2] for s in stages], (None, None, activations.NONE)
+        if geometries[0].op == "identity":
+            head = (epilogues[0].scale, epilogues[0].shift, geometries[0].act)
+            geometries, weights, epilogues = geometries[1:], weights[1:], epilogues[1:]
+        return inference.run(x, inference.steps(geometries, weights, epilogues, head), residual)
     counts = _values_per_channel(x, convs)
+    shared = [i for i in trained if geometries[i].group is not None]
     for i in trained:
-        if counts[i] <= 1:
+        if counts[i] <= 1 and i not in shared:
             raise ValueError(f"batch statistics: got {counts[i]} value per channel, expected more than 1")
     if residual is x:
         residual = x.view_as(x)  # torch.compile refuses one tensor in two arguments of an autograd function
-    out, *batch = _ConvChain.apply(geometries, code, x, residual, *tensors)
+    out, *batch = _ConvChain.apply(geometries, x, residual, *tensors)
+    counts = {**dict(enumerate(counts)), **dict(zip(shared, batch[2 * len(trained) :]))}
     for k, i in enumerate(trained):
-        _update_running_statistics(convs[i].norm, batch[2 * k], batch[2 * k + 1], counts[i])
+        _update_running_statistics(convs[i], batch[2 * k], batch[2 * k + 1], counts[i])
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
-from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
+from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.registry import Pair, register
 from fastcnn.ops.validation import Labels, pair
@@ -92,6 +92,5 @@ def depthwise_conv2d(
     Raises:
         TypeError, ValueError: an argument of another type, dtype, shape or device.
     """
-    norm = None if bias is None else Affine(None, bias)
     where = (pair(stride, "stride", 1), pair(padding, "padding", 0), pair(dilation, "dilation", 1))
-    return conv_chain(x, (Conv("depthwise", (weight,), *where, norm=norm),), labels=_LABELS)
+    return conv_chain(x, (Conv("depthwise", (weight,), *where, bias=bias),), labels=_LABELS)

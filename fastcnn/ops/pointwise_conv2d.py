@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
-from fastcnn.ops.conv_chain import Affine, Conv, conv_chain
+from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
 from fastcnn.ops.registry import Pair, register
 from fastcnn.ops.validation import Labels, pair
@@ -79,6 +79,5 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     Raises:
         TypeError, ValueError: an argument of another type, dtype, shape or device.
     """
-    norm = None if bias is None else Affine(None, bias)
-    conv = Conv("pointwise", (weight,), pair(stride, "stride", 1), norm=norm)
+    conv = Conv("pointwise", (weight,), pair(stride, "stride", 1), bias=bias)
     return conv_chain(x, (conv,), labels=_LABELS)

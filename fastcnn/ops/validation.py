@@ -24,7 +24,7 @@ HALVES = (torch.bfloat16, torch.float16)
 MAX_DEPTHWISE_KERNEL = 31
 
 # How many weights each op takes.
-OPS = {"pointwise": 1, "depthwise": 1, "separable": 2, "conv2d": 1}
+OPS = {"identity": 0, "pointwise": 1, "depthwise": 1, "separable": 2, "conv2d": 1}
 
 
 class Labels(NamedTuple):
@@ -35,12 +35,13 @@ class Labels(NamedTuple):
     scale: str = "scale"
     shift: str = "bias"
     act: str = "act"
+    bias: str = "bias"
 
 
 def chain_labels(index: int) -> Labels:
     """The labels of convs[index] of conv_chain itself."""
     at = f"convs[{index}]"
-    return Labels((f"{at}.weights[0]", f"{at}.weights[1]"), f"{at}.norm", act=f"{at}.act")
+    return Labels((f"{at}.weights[0]", f"{at}.weights[1]"), f"{at}.norm", act=f"{at}.act", bias=f"{at}.bias")
 
 
 _CHAIN_LABELS = tuple(chain_labels(i) for i in range(16))
@@ -163,6 +164,8 @@ def _check_weights(conv: Conv, labels: Labels, x: Tensor, channels: int) -> int:
         raise ValueError(f"weights of a {conv.op} convolution: got {len(weights)}, expected {OPS[conv.op]}")
     for w, name in zip(weights, labels.weights):
         _check_weight(w, name, x)
+    if conv.op == "identity":
+        return channels
     name = labels.weights[0]
     if conv.op == "pointwise":
         return _check_pointwise(weights[0], name, channels)
@@ -185,9 +188,14 @@ def check_input(x: Tensor) -> None:
 
 
 def check_chain(
-    x: Tensor, convs: Sequence[Conv], in_act: str | None, residual: Tensor | None, labels: Sequence[Labels] | None
+    x: Tensor,
+    convs: Sequence[Conv],
+    in_act: str | None,
+    residual: Tensor | None,
+    labels: Sequence[Labels] | None,
+    act_after_residual: bool = False,
 ) -> None:
-    """Raises unless conv_chain(x, convs, in_act, residual) is defined.
+    """Raises unless conv_chain(x, convs, in_act, residual, act_after_residual) is defined.
 
     Raises:
         TypeError: not a tensor, or a dtype that cannot be.
@@ -196,12 +204,18 @@ def check_chain(
     check_input(x)
     if not convs:
         raise ValueError("convs: got no convolution, expected at least one")
+    if any(conv.op == "identity" for conv in convs[1:]):
+        raise ValueError("convs: got an identity after a convolution, expected it only as the first of the chain")
+    if convs[0].op == "identity" and in_act not in ("none", None):
+        raise ValueError(f"in_act: got {in_act!r} before an identity, expected the identity's own act")
+    if act_after_residual and activations.code(convs[-1].act) not in activations.KNOWN_FROM_OUTPUT:
+        raise ValueError(f"act: got {convs[-1].act!r} after the residual, expected none, relu or relu6")
     check_activation(in_act, "in_act")
     n, channels, *size = x.shape
     for i, conv in enumerate(convs):
         names = labels[i] if labels else _CHAIN_LABELS[i] if i < 16 else chain_labels(i)
         channels = _check_weights(conv, names, x, channels)
-        kernel = conv.weights[0].shape[2:]
+        kernel = conv.weights[0].shape[2:] if conv.weights else (1, 1)
         before = size
         if conv.op != "pointwise" or conv.stride != (1, 1):
             stride, padding, dilation = conv.stride, conv.padding, conv.dilation
@@ -213,6 +227,8 @@ def check_chain(
             )
         if conv.norm is not None:
             _check_norm(conv, names, channels, x)
+        if conv.bias is not None:
+            _bad_vector(conv.bias, names.bias, channels, x)
         check_activation(conv.act, names.act)
     if residual is None:
         return

