@@ -43,6 +43,17 @@ struct DxSink : RegisterSink {
     return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
   }
 
+  // Fetches a row of x and dx into L2.
+  void prefetch(int64_t row) const {
+    const char *from = reinterpret_cast<const char*>(x(row, 0)),
+               *to = reinterpret_cast<const char*>(dx(row, 0));
+    const int64_t bytes = p.k * int64_t(sizeof(T));
+    for (int64_t at = 0; at < bytes; at += 64) {
+      if (p.input.affine.act || p.output.sums) __builtin_prefetch(from + at, 0, 2);
+      __builtin_prefetch(to + at, 1, 2);
+    }
+  }
+
   void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
                   int64_t columns) const {
     const ScaleShiftAct& pre = p.input.affine;

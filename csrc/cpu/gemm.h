@@ -44,9 +44,12 @@ struct PairWords {
 #if FASTCNN_ISA_LEVEL >= 3
 // Words of two rows' values: `low` in the lower half of each, `high` in the upper.
 inline void store_pairs(float* p, V low, V high) {
-  const __m512i lower = _mm512_cvtepu16_epi32(narrow(low));
-  const __m512i upper = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(high)), 16);
-  _mm512_storeu_si512(p, _mm512_or_si512(lower, upper));
+  // Both rows rounded into one vector of halves, then dealt out alternately.
+  alignas(64) static constexpr uint16_t kDeal[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                     21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(kDeal), halves));
 }
 #endif
 

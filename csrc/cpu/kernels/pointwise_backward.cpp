@@ -154,9 +154,13 @@ class Backward {
   }
 
   void fill_dy(int64_t first, int64_t count, const TileWriter<Words>& dy) const {
+    const DxSink<T> sink(target_, first, 0, nullptr, false);
     with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
-      for (int64_t row = 0; row < count; ++row)
+      for (int64_t row = 0; row < count; ++row) {
+        // What the product's results meet in memory: the sink visits it in pieces that no hardware foresees.
+        if (p_.output.dx) sink.prefetch(row);
         dy.fill_row(row, p_.n, [&](int64_t c, int64_t) { return gradient(first + row, c); });
+      }
     });
   }
 
