@@ -36,31 +36,40 @@ class DyTile {
   const float* line(int64_t index) const { return data_ + index * line_ * kDyPitch; }
   int64_t lines() const { return lines_; }
 
-  // value(pixel, c) for lines [first, last), which never pair across images: `ends(line)` says where one
+  // column(c) reads lines [first, last), which never pair across images: `ends(line)` says where one
   // ends.
-  template <class Value, class Ends>
-  void fill(float* data, int64_t first, int64_t last, int64_t count, const Value& value, const Ends& ends) {
+  template <class Column, class Ends>
+  void fill(float* data, int64_t first, int64_t last, int64_t count, const Column& column, const Ends& ends) {
     data_ = data;
     lines_ = 0;
     for (int64_t line = first; line < last; ++lines_) {
       float* out = data + lines_ * line_ * kDyPitch;
       const bool paired = Words::kPerWord == 2 && line + 1 < last && !ends(line);
-      for (int64_t q = 0; q < line_; ++q, out += kDyPitch)
+      for_rows(columns_, [&](int64_t q, auto group) {
         for (int64_t c = 0; c < count; c += kLanes) {
-          const V low = q < columns_ ? value(line * columns_ + q, c) : zero();
-          if constexpr (Words::kPerWord == 1) {
-            store(out + c, low);
-#if FASTCNN_ISA_LEVEL >= 3
-          } else {
-            store_pairs(out + c, low, paired && q < columns_ ? value((line + 1) * columns_ + q, c) : zero());
-#endif
+          const auto value = column(c);
+#pragma GCC unroll 4
+          for (int i = 0; i < group; ++i) {
+            const int64_t pixel = line * columns_ + q + i;
+            put(out + (q + i) * kDyPitch + c, value(pixel), paired ? value(pixel + columns_) : zero());
           }
         }
+      });
+      for (int64_t q = columns_; q < line_; ++q)
+        for (int64_t c = 0; c < count; c += kLanes) put(out + q * kDyPitch + c, zero(), zero());
       line += paired ? 2 : 1;
     }
   }
 
  private:
+  static void put(float* at, V low, [[maybe_unused]] V high) {
+    if constexpr (Words::kPerWord == 1) store(at, low);
+#if FASTCNN_ISA_LEVEL >= 3
+    else
+      store_pairs(at, low, high);
+#endif
+  }
+
   int64_t columns_, line_, lines_ = 0;
   float* data_ = nullptr;
 };
@@ -147,14 +156,12 @@ class ConvWeightGradient {
   void fill(int64_t first, int64_t last, int64_t n0, int64_t n1, int64_t c0, int64_t count,
             Stripe<Words>& stripe, DyTile<Words>& dy, float* x_memory, float* dy_memory) const {
     with_prologue(p_.input.affine, [&](const auto& pre) {
-      stripe.fill_reduction(x_memory, first, last, count, [&](int64_t pixel, int64_t c) {
-        const int64_t at = c0 + c, n = s_.channels - at;
-        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + at, n), at, n);
-      });
+      stripe.fill_reduction(x_memory, first, last, count,
+                            [&](int64_t c) { return input_column<T>(p_.input.x, pre, c0 + c, s_.channels); });
     });
     with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
       dy.fill(
-          dy_memory, first, last, n1 - n0, [&](int64_t pixel, int64_t c) { return gradient(pixel, n0 + c); },
+          dy_memory, first, last, n1 - n0, [&](int64_t c) { return gradient.at(n0 + c); },
           [&](int64_t line) { return line % s_.out_h == s_.out_h - 1; });
     });
   }

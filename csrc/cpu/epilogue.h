@@ -70,10 +70,21 @@ struct PrologueOf {
   const ScaleShiftAct& affine;
   const Bounds bounds{affine.act};
 
-  V operator()(V v, int64_t c, int64_t n) const {
-    if constexpr (kKind == kIdentity) return v;
-    if constexpr (kKind == kBounded) return bounds.clamp(scale_shift(affine, v, c, n));
-    return apply(affine, v, c, n);
+  // The prologue of channels [c, c + n), its parameters in registers.
+  struct Channels {
+    V scale, shift;
+    Bounds bounds;
+    int act;
+
+    V operator()(V v) const {
+      if constexpr (kKind == kIdentity) return v;
+      const V z = fmadd(v, scale, shift);
+      return kKind == kBounded ? bounds.clamp(z) : activate(act, z);
+    }
+  };
+  Channels at(int64_t c, int64_t n) const {
+    return {affine.scale ? load_upto(affine.scale + c, n) : set(1.0f),
+            affine.shift ? load_upto(affine.shift + c, n) : zero(), bounds, affine.act};
   }
 };
 
@@ -84,30 +95,87 @@ void with_prologue(const ScaleShiftAct& affine, const F& f) {
   f(PrologueOf<kGeneral>{affine});
 }
 
-// dy of a gradient prologue at one pixel (see GradientPrologue); its parts as constants, as in PrologueOf.
+// x with its prologue, from channel c of `channels` on: column(pixel) is a vector.
+template <class T, class Prologue>
+auto input_column(const Activations& x, const Prologue& prologue, int64_t c, int64_t channels) {
+  const int64_t n = channels - c;
+  return [data = static_cast<const T*>(x.data) + c, ld = x.ld, n, apply = prologue.at(c, n)](int64_t pixel) {
+    return apply(load_upto(data + pixel * ld, n));
+  };
+}
+
+// dy of a gradient prologue (see GradientPrologue); its parts as constants, as in PrologueOf.
 template <class T, bool kHasY, bool kHasCoef, bool kSimple>
 struct GradientOf {
   const GradientPrologue& g;
   int64_t channels;
   const Bounds bounds{g.affine.act};
-  const int64_t coef_ld = g.coef_ld ? g.coef_ld : channels;
 
-  V operator()(int64_t pixel, int64_t c) const {
-    const int64_t n = channels - c;
-    V dy = load_upto(static_cast<const T*>(g.grad.data) + pixel * g.grad.ld + c, n);
-    if constexpr (!kHasY) return dy;
-    const V y = load_upto(static_cast<const T*>(g.y.data) + pixel * g.y.ld + c, n);
-    if (g.affine.act) {
-      const V z = scale_shift(g.affine, y, c, n);
-      dy = kSimple ? bounds.mask(z, dy) : activate_grad(g.affine.act, z, dy);
+  // dy of channels [c, c + n) at a pixel, their parameters in registers.
+  struct Channels {
+    const T *grad, *y;
+    int64_t grad_ld, y_ld, n;
+    V scale, shift, coef[4];
+    Bounds bounds;
+    int act;
+
+    V operator()(int64_t pixel) const {
+      V dy = load_upto(grad + pixel * grad_ld, n);
+      if constexpr (!kHasY) return dy;
+      const V value = load_upto(y + pixel * y_ld, n);
+      if (act) {
+        const V z = fmadd(value, scale, shift);
+        dy = kSimple ? bounds.mask(z, dy) : activate_grad(act, z, dy);
+      }
+      if constexpr (!kHasCoef) return dy;
+      return fmadd(coef[0], dy, fmadd(coef[1], sub(value, coef[2]), coef[3]));
     }
-    if constexpr (!kHasCoef) return dy;
-    const float* coef = g.coef + c;
-    const V centred = sub(y, load_upto(coef + 2 * coef_ld, n));
-    const V rest = fmadd(load_upto(coef + coef_ld, n), centred, load_upto(coef + 3 * coef_ld, n));
-    return fmadd(load_upto(coef, n), dy, rest);
+  };
+  Channels at(int64_t c) const {
+    const int64_t n = channels - c;
+    Channels a{
+        static_cast<const T*>(g.grad.data) + c, nullptr, g.grad.ld, 0, n, set(1.0f), zero(), {}, bounds, 0};
+    if constexpr (kHasY) {
+      a.y = static_cast<const T*>(g.y.data) + c;
+      a.y_ld = g.y.ld;
+      a.act = g.affine.act;
+      if (g.affine.scale) a.scale = load_upto(g.affine.scale + c, n);
+      if (g.affine.shift) a.shift = load_upto(g.affine.shift + c, n);
+    }
+    if constexpr (kHasCoef) {
+      const int64_t ld = g.coef_ld ? g.coef_ld : channels;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) a.coef[i] = load_upto(g.coef + i * ld + c, n);
+    }
+    return a;
   }
 };
+
+// Calls f(first, integral_constant<int, count>) for rows in groups of four, then single ones: what a column's
+// functions hold in registers serves four rows.
+template <class F>
+inline void for_rows(int64_t rows, const F& f) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) f(i, std::integral_constant<int, 4>());
+  for (; i < rows; ++i) f(i, std::integral_constant<int, 1>());
+}
+
+// Rows of an A tile: column(c) makes a function of index(row), whose value is the row's vector from channel c
+// on.
+template <class Words, class Index, class Column>
+void fill_tile(const TileWriter<Words>& a, int64_t rows, int64_t k, const Index& index,
+               const Column& column) {
+  for_rows(rows, [&](int64_t row, auto group) {
+    int64_t at[group];
+    for (int i = 0; i < group; ++i) at[i] = index(row + i);
+    for (int64_t c = 0; c < k; c += kLanes) {
+      const auto value = column(c);
+#pragma GCC unroll 4
+      for (int i = 0; i < group; ++i) a.put(row + i, c, value(at[i]));
+    }
+    for (int i = 0; i < group; ++i) a.pad(row + i, k);
+  });
+}
 
 template <class T, class F>
 void with_gradient(const GradientPrologue& g, int64_t channels, const F& f) {

@@ -163,23 +163,6 @@ struct TileWriter {
     else
       store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
   }
-  // A whole row of k channels: value(c, n) is the vector from channel c on, n = k - c of them real and the
-  // rest zero.
-  template <class Value>
-  void fill_row(int64_t row, int64_t k, const Value& value) const {
-    constexpr int64_t kBlock = kBlockWords * Words::kPerWord;
-    for (int64_t block = 0; block < k; block += kBlock) {
-      const int64_t end = k - block < kBlock ? k : block + kBlock;
-      float* out = at(row, block / Words::kPerWord);
-      for (int64_t c = block; c < end; c += kLanes, out += kLanes / Words::kPerWord) {
-        if constexpr (Words::kPerWord == 1)
-          store(out, value(c, k - c));
-        else
-          store(reinterpret_cast<bf16*>(out), value(c, k - c));
-      }
-    }
-    pad(row, k);
-  }
   // Zeroes what the reduction reads beyond the last vector of channels.
   void pad(int64_t row, int64_t k) const {
     for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord;

@@ -18,10 +18,9 @@ template <class T, class Words>
 void fill_rows(const PixelGrid& grid, const Activations& x, const ScaleShiftAct& prologue, int64_t k,
                int64_t first, int64_t count, const TileWriter<Words>& a) {
   with_prologue(prologue, [&](const auto& pre) {
-    for (int64_t row = 0; row < count; ++row) {
-      const T* src = static_cast<const T*>(x.data) + input_pixel(grid, first + row) * x.ld;
-      a.fill_row(row, k, [&](int64_t c, int64_t n) { return pre(load_upto(src + c, n), c, n); });
-    }
+    fill_tile(
+        a, count, k, [&](int64_t row) { return input_pixel(grid, first + row); },
+        [&](int64_t c) { return input_column<T>(x, pre, c, k); });
   });
 }
 

@@ -3,8 +3,7 @@
 // and no patch is copied.
 #pragma once
 
-#include "cpu/gemm.h"
-#include "cpu/parallel.h"
+#include "cpu/epilogue.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn {
@@ -69,33 +68,41 @@ class Stripe {
   // Where the first pixel of an output line begins to read.
   const float* line(int64_t index) const { return data_ + slot(index) * slot_floats(); }
 
-  // Reads what output lines [first, last) need of `channels` channels; value(pixel, c) is a vector of a
-  // source pixel.
-  template <class Value>
-  void fill(float* data, int64_t first, int64_t last, int64_t channels, const Value& value) {
+  // Reads what output lines [first, last) need of `channels` channels: column(c) makes a function of a source
+  // pixel, whose value is its vector from channel c on.
+  template <class Column>
+  void fill(float* data, int64_t first, int64_t last, int64_t channels, const Column& column) {
     open(data, first);
+    const int64_t padded = reduction_words<Words>(channels) * Words::kPerWord;
     for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
-      fill_line(image, h, out, [&](int64_t pixel, float* at) {
-        for (int64_t c = 0; c < channels; c += kLanes) put(at, c, value(pixel, c));
-        for (int64_t c = round_up(channels, kLanes); c < reduction_words<Words>(channels) * Words::kPerWord;
-             c += kLanes)
-          put(at, c, zero());
+      fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
+        for (int64_t c = 0; c < channels; c += kLanes) {
+          const auto value = column(c);
+#pragma GCC unroll 4
+          for (int i = 0; i < group; ++i) put(at + i * pitch_, c, value(pixel + i));
+        }
+        for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
+          for (int i = 0; i < group; ++i) put(at + i * pitch_, c, zero());
       });
     });
   }
 
   // The same for a product that reduces over pixels: a word holds a channel of a source line, and in bf16
   // also of the line that the next output line reads.
-  template <class Value>
-  void fill_reduction(float* data, int64_t first, int64_t last, int64_t channels, const Value& value) {
+  template <class Column>
+  void fill_reduction(float* data, int64_t first, int64_t last, int64_t channels, const Column& column) {
     open(data, first);
     for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
       if constexpr (Words::kPerWord == 1) {
-        fill_line(image, h, out, [&](int64_t pixel, float* at) {
-          for (int64_t c = 0; c < channels; c += kLanes) store(at + c, value(pixel, c));
+        fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
+          for (int64_t c = 0; c < channels; c += kLanes) {
+            const auto value = column(c);
+#pragma GCC unroll 4
+            for (int i = 0; i < group; ++i) store(at + i * pitch_ + c, value(pixel + i));
+          }
         });
       } else {
-        fill_line_pairs(image, h, out, channels, value);
+        fill_line_pairs(image, h, out, channels, column);
       }
     });
   }
@@ -143,21 +150,23 @@ class Stripe {
     return last < first_inside() ? first_inside() : last < columns_ ? last : columns_;
   }
 
-  // write(pixel, at) for the pixels of a source line that exist, zeros for the others.
+  // write(pixel, at, group) for the pixels of a source line that exist, `group` at a time, zeros for the
+  // others.
   template <class Write>
   void fill_line(int64_t image, int64_t h, float* out, const Write& write) const {
     if (h < 0 || h >= s_.source_h) return clear(out, columns_);
     const int64_t begin = first_inside(), end = last_inside();
     const int64_t pixel = (image * s_.source_h + h) * s_.source_w + s_.low_w;
     clear(out, begin);
-    for (int64_t i = begin; i < end; ++i) write(pixel + i, out + i * pitch_);
+    for_rows(end - begin,
+             [&](int64_t i, auto group) { write(pixel + begin + i, out + (begin + i) * pitch_, group); });
     clear(out + end * pitch_, columns_ - end);
   }
 
-  template <class Value>
+  template <class Column>
   void fill_line_pairs([[maybe_unused]] int64_t image, [[maybe_unused]] int64_t h,
                        [[maybe_unused]] float* out, [[maybe_unused]] int64_t channels,
-                       [[maybe_unused]] const Value& value) const {
+                       [[maybe_unused]] const Column& column) const {
 #if FASTCNN_ISA_LEVEL >= 3
     const int64_t next = h + s_.stride_h, begin = first_inside(), end = last_inside();
     const bool low = h >= 0 && h < s_.source_h, high = next >= 0 && next < s_.source_h;
@@ -165,10 +174,16 @@ class Stripe {
     const int64_t pixel = (image * s_.source_h + h) * s_.source_w + s_.low_w,
                   below = s_.stride_h * s_.source_w;
     clear(out, begin);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t c = 0; c < channels; c += kLanes)
-        store_pairs(out + i * pitch_ + c, low ? value(pixel + i, c) : zero(),
-                    high ? value(pixel + i + below, c) : zero());
+    for_rows(end - begin, [&](int64_t at, auto group) {
+      const int64_t i = begin + at;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        const auto value = column(c);
+#pragma GCC unroll 4
+        for (int g = 0; g < group; ++g)
+          store_pairs(out + (i + g) * pitch_ + c, low ? value(pixel + i + g) : zero(),
+                      high ? value(pixel + i + g + below) : zero());
+      }
+    });
     clear(out + end * pitch_, columns_ - end);
 #endif
   }

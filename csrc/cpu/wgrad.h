@@ -40,24 +40,38 @@ class WgradTile {
     return data_ + (channel / kBlockWords * rows_ + row) * kRowWords + channel % kBlockWords;
   }
 
-  // value(pixel, channel): the vector of channels from `channel` on.
-  template <class Value>
-  void fill(const Value& value) const {
-    for (int64_t row = 0; row < rows_; ++row)
+  // column(c) makes a function of index(pixel), whose value is the pixel's vector from channel c on.
+  template <class Index, class Column>
+  void fill(const Index& index, const Column& column) const {
+    constexpr int kPerWord = Words::kPerWord;
+    const int64_t whole = pixels_ / kPerWord;
+    for_rows(whole, [&](int64_t row, auto group) {
+      int64_t at[group * kPerWord];
+      for (int i = 0; i < group * kPerWord; ++i) at[i] = index(row * kPerWord + i);
       for (int64_t c = 0; c < channels_; c += kLanes) {
-        if constexpr (Words::kPerWord == 1) {
-          store(at(row, c), value(row, c));
-#if FASTCNN_ISA_LEVEL >= 3
-        } else {
-          const V low = 2 * row < pixels_ ? value(2 * row, c) : zero();
-          const V high = 2 * row + 1 < pixels_ ? value(2 * row + 1, c) : zero();
-          store_pairs(at(row, c), low, high);
-#endif
-        }
+        const auto value = column(c);
+#pragma GCC unroll 4
+        for (int i = 0; i < group; ++i)
+          put(row + i, c, value(at[i * kPerWord]), value(at[i * kPerWord + kPerWord - 1]));
+      }
+    });
+    // A last pixel without a partner, and rows that only the reduction's step asks for.
+    for (int64_t row = whole; row < rows_; ++row)
+      for (int64_t c = 0; c < channels_; c += kLanes) {
+        const int64_t pixel = row * kPerWord;
+        put(row, c, pixel < pixels_ ? column(c)(index(pixel)) : zero(), zero());
       }
   }
 
  private:
+  void put(int64_t row, int64_t c, V low, [[maybe_unused]] V high) const {
+    if constexpr (Words::kPerWord == 1) store(at(row, c), low);
+#if FASTCNN_ISA_LEVEL >= 3
+    else
+      store_pairs(at(row, c), low, high);
+#endif
+  }
+
   float* data_;
   int64_t pixels_, channels_, rows_;
 };

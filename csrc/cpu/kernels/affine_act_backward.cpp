@@ -67,7 +67,7 @@ void data_gradient(const AffineActDataGradient& p) {
         if (residual) residual += pixel * p.residual.ld;
         T* dx = static_cast<T*>(p.dx) + pixel * p.dx_ld;
         for_lanes(p.channels, [&](int64_t c, auto lanes) {
-          const V dy = gradient(pixel, c);
+          const V dy = gradient.at(c)(pixel);
           lanes.put(dx + c, residual ? add(dy, lanes.get(residual + c)) : dy);
         });
       }

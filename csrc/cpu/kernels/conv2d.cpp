@@ -83,10 +83,8 @@ class ForwardByLines {
     Stripe<Words> stripe = stripe_;
     float* memory = thread_scratch(size_t(stripe.floats(units_.longest())));
     with_prologue(p_.prologue, [&](const auto& pre) {
-      stripe.fill(memory, first, last, s_.channels, [&](int64_t pixel, int64_t c) {
-        const int64_t n = s_.channels - c;
-        return pre(load_upto(static_cast<const T*>(p_.x.data) + pixel * p_.x.ld + c, n), c, n);
-      });
+      stripe.fill(memory, first, last, s_.channels,
+                  [&](int64_t c) { return input_column<T>(p_.x, pre, c, s_.channels); });
     });
     const StatisticsUnit statistics{sums, sums + pitch_, sums + 2 * pitch_};
     const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums ? &statistics : nullptr, true);

@@ -81,7 +81,7 @@ class DataGradient {
     Stripe<Words> stripe = stripe_;
     float* memory = thread_scratch(size_t(stripe.floats(units_.longest())));
     with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
-      stripe.fill(memory, first, last, s_.n, [&](int64_t pixel, int64_t c) { return gradient(pixel, c); });
+      stripe.fill(memory, first, last, s_.n, [&](int64_t c) { return gradient.at(c); });
     });
     int64_t tap = 0;
     for (int i = 0; i < phases_; ++i) {
@@ -161,9 +161,10 @@ void weight_gradient_by_patches(const Conv2dBackward& p) {
       const WgradTile<Words> dy(thread_scratch(wgrad_floats<Words>(kTilePixels, s.n, k)), count, s.n);
       const WgradTile<Words> a(dy.end(), count, k);
       with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {
-        dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, c); });
+        dy.fill([&](int64_t row) { return first + row; }, [&](int64_t c) { return gradient.at(c); });
       });
-      a.fill([&](int64_t row, int64_t c) { return load(patches.data() + row * patch + c); });
+      a.fill([&](int64_t row) { return row * patch; },
+             [&](int64_t c) { return [at = patches.data() + c](int64_t row) { return load(at + row); }; });
       accumulate_weight_gradient(dy, a, dw.data() + chunk * s.n * pitch, pitch, first > begin);
     }
   });

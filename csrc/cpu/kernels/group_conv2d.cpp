@@ -58,16 +58,16 @@ class GroupStencil {
   int64_t pitch() const { return blocks_ * block_; }
   int64_t first_pixel(int64_t unit) const { return units_.first(unit) * shape_.columns; }
 
-  // value(pixel, c) reads the source; sink(unit) takes results from row 0, the unit's first pixel, on.
-  template <class Value, class MakeSink>
-  void run(const Value& value, const MakeSink& make_sink) const {
+  // column(c) reads the source; sink(unit) takes results from row 0, the unit's first pixel, on.
+  template <class Column, class MakeSink>
+  void run(const Column& column, const MakeSink& make_sink) const {
     parallel_for(units_.count * blocks_, [&](int64_t task) {
       const int64_t unit = task / blocks_, c0 = task % blocks_ * block_;
       const int64_t first = units_.first(unit), last = units_.first(unit + 1);
       const int64_t channels = s_.channels - c0 < block_ ? s_.channels - c0 : block_;
       Lines stripe = stripe_;
       stripe.fill(thread_scratch(size_t(stripe.floats(units_.longest()))), first, last, channels,
-                  [&](int64_t pixel, int64_t c) { return value(pixel, c0 + c); });
+                  [&](int64_t c) { return column(c0 + c); });
       const auto sink = make_sink(unit);
       for (int64_t line = first; line < last; ++line)
         multiply_line(stripe, line, c0, channels, (line - first) * shape_.columns, sink);
@@ -124,15 +124,11 @@ void forward(const Conv2dForward& p) {
     units[size_t(unit)] = {sums, sums + pitch, sums + 2 * pitch};
   }
   with_prologue(p.prologue, [&](const auto& pre) {
-    stencil.run(
-        [&](int64_t pixel, int64_t c) {
-          const int64_t n = s.channels - c;
-          return pre(load_upto(static_cast<const T*>(p.x.data) + pixel * p.x.ld + c, n), c, n);
-        },
-        [&](int64_t unit) {
-          return StoreSink<T>(e, s.n, stencil.first_pixel(unit), e.mean ? &units[size_t(unit)] : nullptr,
-                              true);
-        });
+    stencil.run([&](int64_t c) { return input_column<T>(p.x, pre, c, s.channels); },
+                [&](int64_t unit) {
+                  return StoreSink<T>(e, s.n, stencil.first_pixel(unit),
+                                      e.mean ? &units[size_t(unit)] : nullptr, true);
+                });
   });
   const auto count = [&](int64_t unit) { return stencil.first_pixel(unit + 1) - stencil.first_pixel(unit); };
   if (e.mean) merge_statistics(statistics.data(), stencil.units(), count, s.n, pitch, e.mean, e.var);
@@ -149,7 +145,7 @@ void data_gradient(const Conv2dBackward& p) {
   AlignedBuffer<float> sums(p.output.sums ? size_t(stencil.units() * 2 * pitch) : 1);
   const DxTarget target{{s.images, s.in_h, s.in_w, s.in_h, s.in_w, 1, 1}, s.channels, p.input, p.output};
   with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {
-    stencil.run([&](int64_t pixel, int64_t c) { return gradient(pixel, c); },
+    stencil.run([&](int64_t c) { return gradient.at(c); },
                 [&](int64_t unit) {
                   return DxSink<T>(target, stencil.first_pixel(unit), pitch, sums.data() + unit * 2 * pitch,
                                    true);
@@ -226,14 +222,11 @@ class GroupWeightGradient {
   void fill(int64_t first, int64_t last, int64_t c0, int64_t channels, Stripe<FloatWords>& stripe,
             float* x_memory, Stripe<FloatWords>& dy, float* dy_memory) const {
     with_prologue(p_.input.affine, [&](const auto& pre) {
-      stripe.fill(x_memory, first, last, channels, [&](int64_t pixel, int64_t c) {
-        const int64_t at = c0 + c, n = s_.channels - at;
-        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + at, n), at, n);
-      });
+      stripe.fill(x_memory, first, last, channels,
+                  [&](int64_t c) { return input_column<T>(p_.input.x, pre, c0 + c, s_.channels); });
     });
     with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
-      dy.fill(dy_memory, first, last, channels,
-              [&](int64_t pixel, int64_t c) { return gradient(pixel, c0 + c); });
+      dy.fill(dy_memory, first, last, channels, [&](int64_t c) { return gradient.at(c0 + c); });
     });
   }
 

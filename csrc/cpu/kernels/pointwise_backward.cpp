@@ -129,7 +129,7 @@ class Backward {
                               n1 - n0);
     const WgradTile<Words> a(dy.end(), count, k1 - k0);
     with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
-      dy.fill([&](int64_t row, int64_t c) { return gradient(first + row, n0 + c); });
+      dy.fill([&](int64_t row) { return first + row; }, [&](int64_t c) { return gradient.at(n0 + c); });
     });
     fill_input(first, k0, a);
     accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_ + k0, k_pitch_, accumulate);
@@ -144,8 +144,12 @@ class Backward {
     fill_dy(first, count, dy);
     const WgradTile<Words> columns(Words::kPerWord == 1 ? scratch : scratch + tile, count, p_.n);
     if constexpr (Words::kPerWord == 2)
-      columns.fill(
-          [&](int64_t row, int64_t c) { return load(reinterpret_cast<const bf16*>(dy.at(row, c / 2))); });
+      columns.fill([](int64_t row) { return row; },
+                   [&](int64_t c) {
+                     return [&, c](int64_t row) {
+                       return load(reinterpret_cast<const bf16*>(dy.at(row, c / 2)));
+                     };
+                   });
     const WgradTile<Words> a(Words::kPerWord == 1 ? scratch + tile : columns.end(), count, p_.k);
     fill_input(first, 0, a);
     accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
@@ -156,21 +160,23 @@ class Backward {
   void fill_dy(int64_t first, int64_t count, const TileWriter<Words>& dy) const {
     const DxSink<T> sink(target_, first, 0, nullptr, false);
     with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
-      for (int64_t row = 0; row < count; ++row) {
-        // What the product's results meet in memory: the sink visits it in pieces that no hardware foresees.
-        if (p_.output.dx) sink.prefetch(row);
-        dy.fill_row(row, p_.n, [&](int64_t c, int64_t) { return gradient(first + row, c); });
-      }
+      fill_tile(
+          dy, count, p_.n,
+          [&](int64_t row) {
+            // What the product's results meet in memory: the sink visits it in pieces that no hardware
+            // foresees.
+            if (p_.output.dx) sink.prefetch(row);
+            return first + row;
+          },
+          [&](int64_t c) { return gradient.at(c); });
     });
   }
 
   // Input channels from k0 on.
   void fill_input(int64_t first, int64_t k0, const WgradTile<Words>& a) const {
     with_prologue(p_.input.affine, [&](const auto& pre) {
-      a.fill([&](int64_t row, int64_t c) {
-        const int64_t pixel = input_pixel(p_.grid, first + row), at = k0 + c, n = p_.k - at;
-        return pre(load_upto(static_cast<const T*>(p_.input.x.data) + pixel * p_.input.x.ld + at, n), at, n);
-      });
+      a.fill([&](int64_t row) { return input_pixel(p_.grid, first + row); },
+             [&](int64_t c) { return input_column<T>(p_.input.x, pre, k0 + c, p_.k); });
     });
   }
 
