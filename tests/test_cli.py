@@ -39,7 +39,7 @@ def _fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("bench",), ("explain",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("train",), ("bench",), ("explain",), ("doctor",)])
 def test_help(command: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main([*command, "--help"])

@@ -14,7 +14,8 @@ constexpr int kAfterResidual = 8;
 
 FASTCNN_DEVICE float sigmoid(float z) { return __fdividef(1.f, 1.f + __expf(-z)); }
 
-// Comparisons are written so that a NaN passes through, as in torch. A code with kAfterResidual is the identity.
+// Comparisons are written so that a NaN passes through, as in torch. A code with kAfterResidual is the
+// identity.
 FASTCNN_DEVICE float activate(float z, int act) {
   switch (act) {
     case kRelu:
