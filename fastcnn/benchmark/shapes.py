@@ -94,6 +94,11 @@ class Depthwise(NamedTuple):
     stride: int
 
     @property
+    def groups(self) -> int:
+        """One per channel."""
+        return self.channels
+
+    @property
     def out_size(self) -> int:
         """Pixels along an axis of the output (padding 1)."""
         return (self.size - 1) // self.stride + 1

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.nn import ConvBNAct, SeparableConv2d, SyncBatchNorm2d, convert_sync_batchnorm
+from fastcnn.nn import Bottleneck, ConvBNAct, PreActBlock, SeparableConv2d, SyncBatchNorm2d, convert_sync_batchnorm
 from tests.tolerances import assert_close
 
 SPLITS = ((2, 2), (1, 3))  # images of each process
@@ -25,7 +25,9 @@ def _model() -> nn.Module:
         SeparableConv2d(
             20, 24, 3, padding=1, mid_norm=nn.BatchNorm2d, mid_act="relu", out_norm=nn.BatchNorm2d, out_act="relu"
         ),
+        Bottleneck(24, 6),
         ConvBNAct(24, 17, 1),
+        PreActBlock(17, 17, 1),
         ConvBNAct(17, 8, 3, order="bn_act_conv"),
     )
     for norm in model.modules():
