@@ -58,9 +58,12 @@ function(fastcnn_add_isas target)
       add_library(fastcnn_${isa} OBJECT ${kernels})
       target_include_directories(fastcnn_${isa} PRIVATE csrc)
       target_compile_definitions(fastcnn_${isa} PRIVATE FASTCNN_ISA=${isa} FASTCNN_ISA_LEVEL=${level})
+      if(isa MATCHES "avx512_bf16|amx" AND "avx512" IN_LIST built)
+        target_compile_definitions(fastcnn_${isa} PRIVATE FASTCNN_FLOAT_IN_AVX512)
+      endif()
       # GCC 12 takes the undefined operands inside its own AVX-512 headers for mistakes (GCC bug 105593).
       target_compile_options(fastcnn_${isa} PRIVATE ${FASTCNN_CXX_FLAGS} ${FASTCNN_KERNEL_FLAGS} ${FASTCNN_FLAGS_${isa}}
-        $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+        "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>")
       target_link_libraries(fastcnn_${isa} PRIVATE OpenMP::OpenMP_CXX)
       target_sources(${target} PRIVATE $<TARGET_OBJECTS:fastcnn_${isa}>)
     endif()

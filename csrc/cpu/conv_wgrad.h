@@ -48,7 +48,6 @@ class DyTile {
       for_rows(columns_, [&](int64_t q, auto group) {
         for (int64_t c = 0; c < count; c += kLanes) {
           const auto value = column(c);
-#pragma GCC unroll 4
           for (int i = 0; i < group; ++i) {
             const int64_t pixel = line * columns_ + q + i;
             put(out + (q + i) * kDyPitch + c, value(pixel), paired ? value(pixel + columns_) : zero());

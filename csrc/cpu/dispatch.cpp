@@ -149,6 +149,12 @@ Active& active() {
 }  // namespace
 
 const Kernels& kernels() { return active().table; }
+#ifdef FASTCNN_HAS_avx512
+const Kernels& avx512_kernels() {
+  static const Kernels table = avx512::make();
+  return table;
+}
+#endif
 int isa_count() { return sizeof(kIsas) / sizeof(kIsas[0]); }
 const char* isa_name(int index) { return kIsas[index].name; }
 bool isa_supported(int index) { return kIsas[index].supported(); }

@@ -60,7 +60,7 @@ struct DxSink : RegisterSink {
     for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
       const int64_t at = column + v, n = p.k - at;
       const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero();
-      Totals totals(*this, at, row);
+      Totals totals;
       for (int64_t r = 0; r < rows; ++r) {
         V g = load(c + r * ldc + v);
         if (pre.act || sums) {
@@ -70,7 +70,7 @@ struct DxSink : RegisterSink {
         }
         store_upto(dx(row + r, at), g, n);
       }
-      totals.save(*this, at);
+      totals.save(*this, at, row);
     }
   }
 
@@ -88,7 +88,7 @@ struct DxSink : RegisterSink {
       const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
       const V scale = pre.scale ? load(pre.scale + at) : set(1.0f),
               shift = pre.shift ? load(pre.shift + at) : zero();
-      Totals totals(*this, at, row);
+      Totals totals;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const V value = load(x(row + r, at));
@@ -96,27 +96,26 @@ struct DxSink : RegisterSink {
         totals.add(acc[r][v], sub(value, mean));
         store(dx(row + r, at), acc[r][v]);
       }
-      totals.save(*this, at);
+      totals.save(*this, at, row);
     }
   }
 
  private:
+  // The two sums of a few rows, which join the unit's afterwards: one rounding of the total, not one for each
+  // row.
   struct Totals {
     V gradient = zero(), product = zero();
 
-    Totals(const DxSink& sink, int64_t at, int64_t row) {
-      if (!sink.sums || (sink.opens && row == 0)) return;
-      gradient = load(sink.sums + at);
-      product = load(sink.sums + sink.pitch + at);
-    }
     void add(V g, V centred) {
       gradient = fastcnn::add(gradient, g);
       product = fmadd(g, centred, product);
     }
-    void save(const DxSink& sink, int64_t at) const {
+    void save(const DxSink& sink, int64_t at, int64_t row) const {
       if (!sink.sums) return;
-      store(sink.sums + at, gradient);
-      store(sink.sums + sink.pitch + at, product);
+      const bool opens = sink.opens && row == 0;
+      float *first = sink.sums + at, *second = first + sink.pitch;
+      store(first, opens ? gradient : fastcnn::add(load(first), gradient));
+      store(second, opens ? product : fastcnn::add(load(second), product));
     }
   };
 };

@@ -170,7 +170,6 @@ void fill_tile(const TileWriter<Words>& a, int64_t rows, int64_t k, const Index&
     for (int i = 0; i < group; ++i) at[i] = index(row + i);
     for (int64_t c = 0; c < k; c += kLanes) {
       const auto value = column(c);
-#pragma GCC unroll 4
       for (int i = 0; i < group; ++i) a.put(row + i, c, value(at[i]));
     }
     for (int i = 0; i < group; ++i) a.pad(row + i, k);
@@ -270,16 +269,14 @@ struct StoreSink : RegisterSink {
   template <int kRows, int kVectors>
   void add_statistics(V (&acc)[kRows][kVectors], int v, int64_t at, bool open) const {
     const V base = open ? acc[0][v] : load(sums->shift + at);
-    V s = open ? zero() : load(sums->sum + at), q = open ? zero() : load(sums->square + at);
+    V s = zero(), q = zero();
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const V d = sub(acc[r][v], base);
       s = add(s, d);
       q = fmadd(d, d, q);
     }
-    if (open) store(sums->shift + at, base);
-    store(sums->sum + at, s);
-    store(sums->square + at, q);
+    sums->put(at, base, s, q, open);
   }
 };
 

@@ -40,7 +40,8 @@ struct Kernels {
   void (*channel_statistics)(const ChannelStatistics&) = nullptr;
 };
 
-const Kernels& kernels();  // of the active instruction set
+const Kernels& kernels();         // of the active instruction set
+const Kernels& avx512_kernels();  // of that one
 
 int isa_count();
 const char* isa_name(int index);  // compiled in, oldest first

@@ -8,6 +8,8 @@
 namespace fastcnn {
 namespace {
 
+constexpr int64_t kUnitPixels = 1024;  // bounds the error of a unit's float sums
+
 // Sum and sum of squares of v - shift per channel, where shift is the unit's first value: |mean| >> std
 // survives.
 struct StatisticsUnit {
@@ -17,15 +19,20 @@ struct StatisticsUnit {
 
   void add_rows(const float* c, int64_t ldc, int64_t rows, int64_t channel, bool first) const {
     const V base = first ? load(c) : load(shift + channel);
-    V s = first ? zero() : load(sum + channel), q = first ? zero() : load(square + channel);
+    V s = zero(), q = zero();
     for (int64_t r = 0; r < rows; ++r) {
       const V d = sub(load(c + r * ldc), base);
       s = add(s, d);
       q = fmadd(d, d, q);
     }
+    put(channel, base, s, q, first);
+  }
+
+  // Adds the sums of a few rows. Summed by themselves first, they cost the total one rounding, not one each.
+  void put(int64_t channel, V base, V s, V q, bool first) const {
     if (first) store(shift + channel, base);
-    store(sum + channel, s);
-    store(square + channel, q);
+    store(sum + channel, first ? s : add(load(sum + channel), s));
+    store(square + channel, first ? q : add(load(square + channel), q));
   }
 };
 

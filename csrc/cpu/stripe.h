@@ -35,7 +35,8 @@ struct LineUnits {
   LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1)
       : total(end < 0 ? s.total_lines() : end - begin), begin_(begin) {
     int64_t most = 1;
-    while (most < total && s.slots(most + 1) * slot_bytes <= bytes) ++most;
+    while (most < total && (most + 1) * s.columns <= kUnitPixels && s.slots(most + 1) * slot_bytes <= bytes)
+      ++most;
     count = ceil_div(total, most);
   }
   int64_t first(int64_t unit) const { return begin_ + total * unit / count; }
@@ -78,7 +79,6 @@ class Stripe {
       fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
         for (int64_t c = 0; c < channels; c += kLanes) {
           const auto value = column(c);
-#pragma GCC unroll 4
           for (int i = 0; i < group; ++i) put(at + i * pitch_, c, value(pixel + i));
         }
         for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
@@ -97,7 +97,6 @@ class Stripe {
         fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
           for (int64_t c = 0; c < channels; c += kLanes) {
             const auto value = column(c);
-#pragma GCC unroll 4
             for (int i = 0; i < group; ++i) store(at + i * pitch_ + c, value(pixel + i));
           }
         });
@@ -178,7 +177,6 @@ class Stripe {
       const int64_t i = begin + at;
       for (int64_t c = 0; c < channels; c += kLanes) {
         const auto value = column(c);
-#pragma GCC unroll 4
         for (int g = 0; g < group; ++g)
           store_pairs(out + (i + g) * pitch_ + c, low ? value(pixel + i + g) : zero(),
                       high ? value(pixel + i + g + below) : zero());

@@ -50,7 +50,6 @@ class WgradTile {
       for (int i = 0; i < group * kPerWord; ++i) at[i] = index(row * kPerWord + i);
       for (int64_t c = 0; c < channels_; c += kLanes) {
         const auto value = column(c);
-#pragma GCC unroll 4
         for (int i = 0; i < group; ++i)
           put(row + i, c, value(at[i * kPerWord]), value(at[i * kPerWord + kPerWord - 1]));
       }

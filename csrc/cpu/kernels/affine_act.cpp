@@ -1,12 +1,11 @@
 // Scale-shift-activation-residual in one pass, and a tensor's own statistics. Bound by memory.
+#include "cpu/by_dtype.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
 
 namespace fastcnn {
 namespace {
-
-constexpr int64_t kUnitPixels = 1024;  // bounds the error of a unit's float sums
 
 template <class T, int kPixels, int kAct, bool kLast, class Lanes>
 inline void forward_vector(const AffineActForward& p, int64_t pixel, int64_t c, const Lanes& lanes) {
@@ -48,15 +47,14 @@ inline void statistics_vector(const ChannelStatistics& p, int64_t pixel, int64_t
                               const StatisticsUnit& unit, const Lanes& lanes) {
   const T* x = static_cast<const T*>(p.x.data) + pixel * p.x.ld + c;
   const V base = load(unit.shift + c);
-  V s = load(unit.sum + c), q = load(unit.square + c);
+  V s = zero(), q = zero();
 #pragma GCC unroll 4
   for (int i = 0; i < kPixels; ++i) {
     const V d = sub(lanes.get(x + i * p.x.ld), base);
     s = add(s, d);
     q = fmadd(d, d, q);
   }
-  store(unit.sum + c, s);
-  store(unit.square + c, q);
+  unit.put(c, base, s, q, false);
 }
 
 template <class T>
@@ -89,11 +87,11 @@ void forward(const AffineActForward& p) {
 }
 
 void affine_act_forward(const AffineActForward& p) {
-  p.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+  by_dtype(p.dtype, &Kernels::affine_act_forward, p, [&](auto t) { forward<decltype(t)>(p); });
 }
 
 void channel_statistics(const ChannelStatistics& p) {
-  p.dtype == kFloat32 ? statistics<float>(p) : statistics<bf16>(p);
+  by_dtype(p.dtype, &Kernels::channel_statistics, p, [&](auto t) { statistics<decltype(t)>(p); });
 }
 
 }  // namespace

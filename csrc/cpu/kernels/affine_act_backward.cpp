@@ -1,13 +1,12 @@
 // Backward passes over memory at the ends of a chain: a gradient's two sums, a gradient prologue written out,
 // and an activation after a residual. Bound by memory.
+#include "cpu/by_dtype.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
 
 namespace fastcnn {
 namespace {
-
-constexpr int64_t kUnitPixels = 1024;  // bounds the error of a unit's float sums
 
 // f(first, count, unit) for units of pixels.
 template <class F>
@@ -27,7 +26,7 @@ inline void sums_vector(const AffineActSums& p, int64_t pixel, int64_t c, float*
   const V mean = p.mean ? lanes.get(p.mean + c) : zero();
   const T* grad = static_cast<const T*>(p.grad.data) + pixel * p.grad.ld + c;
   const T* y = static_cast<const T*>(p.y.data) + pixel * p.y.ld + c;
-  V s0 = load(sums + c), s1 = load(sums + pitch + c);
+  V s0 = zero(), s1 = zero();
 #pragma GCC unroll 4
   for (int i = 0; i < kPixels; ++i) {
     const V value = lanes.get(y + i * p.y.ld);
@@ -36,8 +35,8 @@ inline void sums_vector(const AffineActSums& p, int64_t pixel, int64_t c, float*
     s0 = add(s0, dz);
     s1 = fmadd(dz, sub(value, mean), s1);
   }
-  store(sums + c, s0);
-  store(sums + pitch + c, s1);
+  store(sums + c, add(load(sums + c), s0));
+  store(sums + pitch + c, add(load(sums + pitch + c), s1));
 }
 
 template <class T>
@@ -85,7 +84,7 @@ inline void residual_vector(const ResidualActBackward& p, const Bounds& bounds, 
   const T* y = static_cast<const T*>(p.y.data) + pixel * p.y.ld + c;
   T* dz = static_cast<T*>(p.dz) + pixel * p.dz_ld + c;
   const V mean = p.mean ? lanes.get(p.mean + c) : zero();
-  V s0 = sums ? load(sums + c) : zero(), s1 = sums ? load(sums + pitch + c) : zero();
+  V s0 = zero(), s1 = zero();
 #pragma GCC unroll 4
   for (int i = 0; i < kPixels; ++i) {
     const V g = bounds.mask(lanes.get(out + i * p.out.ld), lanes.get(grad + i * p.grad.ld));
@@ -95,8 +94,8 @@ inline void residual_vector(const ResidualActBackward& p, const Bounds& bounds, 
     s1 = fmadd(g, sub(lanes.get(y + i * p.y.ld), mean), s1);
   }
   if (!sums) return;
-  store(sums + c, s0);
-  store(sums + pitch + c, s1);
+  store(sums + c, add(load(sums + c), s0));
+  store(sums + pitch + c, add(load(sums + pitch + c), s1));
 }
 
 template <class T>
@@ -116,14 +115,16 @@ void residual_backward(const ResidualActBackward& p) {
   if (p.sums) merge_sums(parts.data(), units, p.channels, pitch, p.sums);
 }
 
-void affine_act_sums(const AffineActSums& p) { p.dtype == kFloat32 ? sums<float>(p) : sums<bf16>(p); }
+void affine_act_sums(const AffineActSums& p) {
+  by_dtype(p.dtype, &Kernels::affine_act_sums, p, [&](auto t) { sums<decltype(t)>(p); });
+}
 
 void affine_act_data_gradient(const AffineActDataGradient& p) {
-  p.dtype == kFloat32 ? data_gradient<float>(p) : data_gradient<bf16>(p);
+  by_dtype(p.dtype, &Kernels::affine_act_data_gradient, p, [&](auto t) { data_gradient<decltype(t)>(p); });
 }
 
 void residual_act_backward(const ResidualActBackward& p) {
-  p.dtype == kFloat32 ? residual_backward<float>(p) : residual_backward<bf16>(p);
+  by_dtype(p.dtype, &Kernels::residual_act_backward, p, [&](auto t) { residual_backward<decltype(t)>(p); });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // General convolution forward on the matrix-product core: rows are addressed in stripes of the input, or
 // copied as patches where the input has few channels.
+#include "cpu/by_dtype.h"
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/epilogue.h"
@@ -109,9 +110,9 @@ class ForwardByLines {
 };
 
 void forward_dense(const Conv2dForward& p) {
-  const bool floats = p.shape.dtype == kFloat32;
-  if (takes_patches(p.shape)) return floats ? forward_by_patches<float>(p) : forward_by_patches<bf16>(p);
-  floats ? ForwardByLines<float>(p).run() : ForwardByLines<bf16>(p).run();
+  by_dtype(p.shape.dtype, &Kernels::conv2d_forward, p, [&](auto t) {
+    takes_patches(p.shape) ? forward_by_patches<decltype(t)>(p) : ForwardByLines<decltype(t)>(p).run();
+  });
 }
 
 // The reduction is one tap of taps x channels where patches are copied.

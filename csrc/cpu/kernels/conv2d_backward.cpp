@@ -1,5 +1,6 @@
 // General convolution backward: dx as a product over the taps that reach each input pixel, with dy made on
 // load, and dW reduced over pixels.
+#include "cpu/by_dtype.h"
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/conv_wgrad.h"
@@ -186,7 +187,7 @@ void backward_dense(const Conv2dBackward& p) {
 }
 
 void backward_dense_of(const Conv2dBackward& p) {
-  p.shape.dtype == kFloat32 ? backward_dense<float>(p) : backward_dense<bf16>(p);
+  by_dtype(p.shape.dtype, &Kernels::conv2d_backward, p, [&](auto t) { backward_dense<decltype(t)>(p); });
 }
 
 // One slice of a grouped convolution; `weight`, `dw` and `sums` have room for it.

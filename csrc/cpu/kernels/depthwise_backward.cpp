@@ -7,6 +7,7 @@
 // once. Rows of dy (gradient prologue applied) lie in a cache of fp32 rows, zero outside the output. Strides
 // above 1 that have no kernel of their own read a dy row with zeros put between its columns, and are stride 1
 // from there on.
+#include "cpu/by_dtype.h"
 #include "cpu/depthwise_gradient.h"
 #include "cpu/depthwise_ring.h"
 #include "cpu/kernels.h"
@@ -295,10 +296,7 @@ class Backward {
 };
 
 void depthwise_backward(const DepthwiseBackward& p) {
-  if (p.shape.dtype == kFloat32)
-    Backward<float>(p).run();
-  else
-    Backward<bf16>(p).run();
+  by_dtype(p.shape.dtype, &Kernels::depthwise_backward, p, [&](auto t) { Backward<decltype(t)>(p).run(); });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Depthwise convolution forward. A unit of work is one image's chunk of output rows for one block of
 // channels; it walks down the rows over a ring of transformed input rows (depthwise_rows.h), and stores with
 // the epilogue.
+#include "cpu/by_dtype.h"
 #include "cpu/depthwise_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
@@ -47,16 +48,14 @@ struct EpilogueSink {
   void add_statistics(int64_t q, int64_t c, V (&acc)[kOutputs]) const {
     const bool start = first && q == 0;
     const V base = start ? acc[0] : load(statistics.shift + c);
-    V sum = start ? zero() : load(statistics.sum + c), square = start ? zero() : load(statistics.square + c);
+    V sum = zero(), square = zero();
 #pragma GCC unroll 8
     for (int i = 0; i < kOutputs; ++i) {
       const V d = sub(acc[i], base);
       sum = add(sum, d);
       square = fmadd(d, d, square);
     }
-    if (start) store(statistics.shift + c, base);
-    store(statistics.sum + c, sum);
-    store(statistics.square + c, square);
+    statistics.put(c, base, sum, square, start);
   }
 
   template <int kOutputs, class Lanes>
@@ -76,7 +75,7 @@ struct EpilogueSink {
 };
 
 constexpr int64_t kRingFloats = 48 * 1024;  // what a unit's rows may take: a fifth of a 1 MB L2
-constexpr int64_t kUnitPixels = 4096;       // bounds the error of a unit's float sums
+constexpr int64_t kChunkPixels = 4096;      // bounds the error of a unit's float sums
 
 template <class T>
 class Forward {
@@ -92,7 +91,7 @@ class Forward {
     const int64_t blocks = ceil_div(channels_, most < 16 ? 16 : most);
     block_ = round_up(ceil_div(channels_, blocks), 16);
     blocks_ = ceil_div(channels_, block_);
-    const int64_t rows = kUnitPixels / s_.out_w;
+    const int64_t rows = kChunkPixels / s_.out_w;
     chunks_ = ceil_div(s_.out_h, rows < 1 ? 1 : rows);
     pitch_ = blocks_ * block_;
   }
@@ -214,10 +213,7 @@ class Forward {
 };
 
 void depthwise_forward(const DepthwiseForward& p) {
-  if (p.shape.dtype == kFloat32)
-    Forward<float>(p).run();
-  else
-    Forward<bf16>(p).run();
+  by_dtype(p.shape.dtype, &Kernels::depthwise_forward, p, [&](auto t) { Forward<decltype(t)>(p).run(); });
 }
 
 }  // namespace

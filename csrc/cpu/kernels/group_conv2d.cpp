@@ -1,4 +1,5 @@
 // Convolution in groups of four or eight channels, forward and backward.
+#include "cpu/by_dtype.h"
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/dx_sink.h"
@@ -265,15 +266,16 @@ class GroupWeightGradient {
 };
 
 void group_forward(const Conv2dForward& p) {
-  p.shape.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+  by_dtype(p.shape.dtype, &Kernels::group_forward, p, [&](auto t) { forward<decltype(t)>(p); });
 }
 
 void group_data_gradient(const Conv2dBackward& p) {
-  p.shape.dtype == kFloat32 ? data_gradient<float>(p) : data_gradient<bf16>(p);
+  by_dtype(p.shape.dtype, &Kernels::group_data_gradient, p, [&](auto t) { data_gradient<decltype(t)>(p); });
 }
 
 void group_weight_gradient(const Conv2dBackward& p) {
-  p.shape.dtype == kFloat32 ? GroupWeightGradient<float>(p).run() : GroupWeightGradient<bf16>(p).run();
+  by_dtype(p.shape.dtype, &Kernels::group_weight_gradient, p,
+           [&](auto t) { GroupWeightGradient<decltype(t)>(p).run(); });
 }
 
 }  // namespace

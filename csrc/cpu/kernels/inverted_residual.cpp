@@ -1,5 +1,6 @@
 // MobileNet-v2's block in its inference form: expand, depthwise, project, add, with the hidden channels in
 // cache only.
+#include "cpu/by_dtype.h"
 #include "cpu/depthwise_strip.h"
 #include "cpu/kernels.h"
 #include "cpu/pixel_rows.h"
@@ -182,10 +183,8 @@ void through_memory(const InvertedResidualForward& p) {
 void inverted_residual_forward(const InvertedResidualForward& p) {
   const int64_t threads = omp_get_max_threads(), units = threads == 1 ? 1 : 2 * threads;
   if (p.depthwise.images < threads && p.depthwise.out_h < 8 * threads) return through_memory(p);
-  if (p.depthwise.dtype == kFloat32)
-    InvertedResidual<float>(p, units).run();
-  else
-    InvertedResidual<bf16>(p, units).run();
+  by_dtype(p.depthwise.dtype, &Kernels::inverted_residual_forward, p,
+           [&](auto t) { InvertedResidual<decltype(t)>(p, units).run(); });
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // Maximum pooling, a vector of channels at a time; bounded by the one read of its operands.
+#include "cpu/by_dtype.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 
@@ -87,12 +88,13 @@ void forward(const MaxPool2dForward& p) {
 }
 
 void max_pool2d_forward(const MaxPool2dForward& p) {
-  p.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+  by_dtype(p.dtype, &Kernels::max_pool2d_forward, p, [&](auto t) { forward<decltype(t)>(p); });
 }
 
 void max_pool2d_backward(const MaxPool2dBackward& p) {
-  parallel_for(p.geometry.images * p.geometry.in_h, [&](int64_t row) {
-    p.geometry.dtype == kFloat32 ? backward_row<float>(p, row) : backward_row<bf16>(p, row);
+  by_dtype(p.geometry.dtype, &Kernels::max_pool2d_backward, p, [&](auto t) {
+    parallel_for(p.geometry.images * p.geometry.in_h,
+                 [&](int64_t row) { backward_row<decltype(t)>(p, row); });
   });
 }
 

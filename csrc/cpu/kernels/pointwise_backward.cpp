@@ -2,6 +2,7 @@
 //
 // Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its
 // operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes blocks of dW.
+#include "cpu/by_dtype.h"
 #include "cpu/dx_sink.h"
 #include "cpu/kernels.h"
 #include "cpu/product_forward.h"
@@ -198,10 +199,7 @@ class Backward {
 };
 
 void pointwise_backward(const PointwiseBackward& p) {
-  if (p.dtype == kFloat32)
-    Backward<float>(p).run();
-  else
-    Backward<bf16>(p).run();
+  by_dtype(p.dtype, &Kernels::pointwise_backward, p, [&](auto t) { Backward<decltype(t)>(p).run(); });
 }
 
 }  // namespace

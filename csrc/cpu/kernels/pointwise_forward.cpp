@@ -1,5 +1,6 @@
 // Pointwise convolution forward: A tiles of pixels with the prologue applied, times packed weights, with an
 // epilogue.
+#include "cpu/by_dtype.h"
 #include "cpu/kernels.h"
 #include "cpu/pixel_rows.h"
 #include "cpu/product_forward.h"
@@ -16,7 +17,7 @@ void forward(const PointwiseForward& p) {
 }
 
 void pointwise_forward(const PointwiseForward& p) {
-  p.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+  by_dtype(p.dtype, &Kernels::pointwise_forward, p, [&](auto t) { forward<decltype(t)>(p); });
 }
 
 }  // namespace

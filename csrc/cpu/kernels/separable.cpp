@@ -1,4 +1,5 @@
 // Depthwise then pointwise: depthwise output goes tile by tile into the product's A tile and nowhere else.
+#include "cpu/by_dtype.h"
 #include "cpu/depthwise_strip.h"
 #include "cpu/kernels.h"
 #include "cpu/product_forward.h"
@@ -109,7 +110,7 @@ void forward(const SeparableForward& p) {
 }
 
 void separable_forward(const SeparableForward& p) {
-  p.depthwise.dtype == kFloat32 ? forward<float>(p) : forward<bf16>(p);
+  by_dtype(p.depthwise.dtype, &Kernels::separable_forward, p, [&](auto t) { forward<decltype(t)>(p); });
 }
 
 }  // namespace
