@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastcnn.models import registry
 from tests.training.tiny import BUILDERS, write_mnist
@@ -20,6 +21,15 @@ def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     for builder in BUILDERS:
         registry.register(32)(builder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many threads as the processes that tests start: torch's own sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
