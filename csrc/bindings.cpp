@@ -105,9 +105,8 @@ DepthwiseShape depthwise_shape(const py::tuple& t) {
   return s;
 }
 
-// (images, channels, n, in_h, in_w, out_h, out_w, groups, kernel_h, kernel_w, stride_h, stride_w, pad_h,
-// pad_w,
-//  dilation_h, dilation_w, dtype)
+// (images, channels, n, in_h, in_w, out_h, out_w, groups, kernel_h, kernel_w, stride_h, stride_w,
+// pad_h, pad_w, dilation_h, dilation_w, dtype)
 Conv2dShape conv2d_shape(const py::tuple& t) {
   Conv2dShape s;
   int64_t* sizes[] = {&s.images, &s.channels, &s.n, &s.in_h, &s.in_w, &s.out_h, &s.out_w};

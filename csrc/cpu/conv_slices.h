@@ -1,8 +1,5 @@
-// A grouped convolution as dense ones over slices of the channels.
-//
-// Narrow groups are merged until a slice fills a vector, with zeros between them: ResNeXt's four channels per
-// group multiply four times as many numbers as they need, and are still bound by the arithmetic of whole
-// vectors.
+// A grouped convolution as dense ones over slices of the channels: groups that no narrower kernel takes
+// (group_stencil.h). Narrow ones are merged until a slice fills a vector, with zeros between them.
 #pragma once
 
 #include <cstring>
@@ -15,6 +12,12 @@ namespace fastcnn {
 namespace {
 
 constexpr int64_t kLeastSlice = 16;
+
+inline float weight_at(const Conv2dWeight& w, int64_t n, int64_t c, int64_t kh, int64_t kw) {
+  const int64_t at = n * w.stride_n + c * w.stride_c + kh * w.stride_h + kw * w.stride_w;
+  return w.dtype == kFloat32 ? static_cast<const float*>(w.data)[at]
+                             : to_float(static_cast<const bf16*>(w.data)[at]);
+}
 
 class ConvSlices {
  public:
@@ -31,16 +34,18 @@ class ConvSlices {
   int64_t first_output(int64_t slice) const { return slice * shape_.n; }
   int64_t weight_floats() const { return shape_.n * shape_.channels * s_.taps(); }
 
-  // The slice's weight [n][taps][channels]; a merged one is written into `buffer` of weight_floats().
+  // The slice's weight; one of merged groups is written into `buffer` of weight_floats().
   Conv2dWeight weight(const Conv2dWeight& w, int64_t slice, float* buffer) const {
+    if (is_merged()) return dense_weight(w, slice, buffer);
     Conv2dWeight own = w;
     own.data = static_cast<const char*>(w.data) + first_output(slice) * w.stride_n * bytes_of(w.dtype);
-    if (merged_ == 1) return own;
+    return own;
+  }
+  // The slice's weight as [n][taps][channels] of floats in `buffer`.
+  Conv2dWeight dense_weight(const Conv2dWeight& w, int64_t slice, float* buffer) const {
     std::memset(buffer, 0, size_t(weight_floats()) * sizeof(float));
     for_elements([&](int64_t n, int64_t c, int64_t kh, int64_t kw, int64_t at) {
-      const int64_t from = n * w.stride_n + c * w.stride_c + kh * w.stride_h + kw * w.stride_w;
-      buffer[at] = w.dtype == kFloat32 ? static_cast<const float*>(own.data)[from]
-                                       : to_float(static_cast<const bf16*>(own.data)[from]);
+      buffer[at] = weight_at(w, first_output(slice) + n, c, kh, kw);
     });
     return layout(buffer);
   }
@@ -49,7 +54,7 @@ class ConvSlices {
     const int64_t c = shape_.channels;
     return {data, kFloat32, s_.taps() * c, 1, s_.kernel_w * c, c};
   }
-  // Takes a merged slice's weight gradient [n][taps][channels] apart into dw with the strides of `to`.
+  // Puts a slice's weight gradient [n][taps][channels] into dw with the strides of `to`.
   void scatter(const float* slice_dw, int64_t slice, float* dw, const Conv2dWeight& to) const {
     float* own = dw + first_output(slice) * to.stride_n;
     for_elements([&](int64_t n, int64_t c, int64_t kh, int64_t kw, int64_t at) {

@@ -23,7 +23,28 @@ constexpr int64_t kReductionStep = kTileWords;
 constexpr int64_t kReductionStep = 1;
 #endif
 
-// Pixels of dy as words of the reduction: [line or pair of lines][column], channels [n0, n0 + count).
+// The output lines of a band as words of the reduction: each by itself, in bf16 also the line after it,
+// unless the band or the image ends there.
+template <class Words>
+class WordLines {
+ public:
+  WordLines(int64_t first, int64_t last, int64_t image_lines)
+      : firsts_(size_t(last - first)), image_lines_(image_lines), last_(last) {
+    for (int64_t line = first; line < last; line += paired(line) ? 2 : 1) firsts_[size_t(count_++)] = line;
+  }
+
+  int64_t count() const { return count_; }
+  int64_t first(int64_t word) const { return firsts_[size_t(word)]; }
+  bool paired(int64_t line) const {
+    return Words::kPerWord == 2 && line + 1 < last_ && line % image_lines_ != image_lines_ - 1;
+  }
+
+ private:
+  mutable AlignedBuffer<int64_t> firsts_;
+  int64_t image_lines_, last_, count_ = 0;
+};
+
+// Pixels of dy as words of the reduction: [word line][column], channels [n0, n0 + count).
 template <class Words>
 class DyTile {
  public:
@@ -31,20 +52,18 @@ class DyTile {
   explicit DyTile(int64_t columns)
       : columns_(columns), line_(Words::kPerWord == 2 ? round_up(columns, kReductionStep) : columns) {}
 
-  int64_t floats(int64_t lines) const { return ceil_div(lines, Words::kPerWord) * line_ * kDyPitch; }
+  // At most: no line may find a partner.
+  int64_t floats(int64_t lines) const { return lines * line_ * kDyPitch; }
   int64_t line_pixels() const { return line_; }
-  const float* line(int64_t index) const { return data_ + index * line_ * kDyPitch; }
-  int64_t lines() const { return lines_; }
+  const float* line(int64_t word) const { return data_ + word * line_ * kDyPitch; }
 
-  // column(c) reads lines [first, last), which never pair across images: `ends(line)` says where one
-  // ends.
-  template <class Column, class Ends>
-  void fill(float* data, int64_t first, int64_t last, int64_t count, const Column& column, const Ends& ends) {
+  template <class Column>
+  void fill(float* data, const WordLines<Words>& lines, int64_t count, const Column& column) {
     data_ = data;
-    lines_ = 0;
-    for (int64_t line = first; line < last; ++lines_) {
-      float* out = data + lines_ * line_ * kDyPitch;
-      const bool paired = Words::kPerWord == 2 && line + 1 < last && !ends(line);
+    for (int64_t word = 0; word < lines.count(); ++word) {
+      float* out = data + word * line_ * kDyPitch;
+      const int64_t line = lines.first(word);
+      const bool paired = lines.paired(line);
       for_rows(columns_, [&](int64_t q, auto group) {
         for (int64_t c = 0; c < count; c += kLanes) {
           const auto value = column(c);
@@ -56,7 +75,6 @@ class DyTile {
       });
       for (int64_t q = columns_; q < line_; ++q)
         for (int64_t c = 0; c < count; c += kLanes) put(out + q * kDyPitch + c, zero(), zero());
-      line += paired ? 2 : 1;
     }
   }
 
@@ -69,7 +87,7 @@ class DyTile {
 #endif
   }
 
-  int64_t columns_, line_, lines_ = 0;
+  int64_t columns_, line_;
   float* data_ = nullptr;
 };
 
@@ -142,57 +160,38 @@ class ConvWeightGradient {
     const LineUnits bands(shape_, stripe_.slot_floats() * 4, kBandBytes, begin, end);
     Stripe<Words> stripe = stripe_;
     DyTile<Words> dy = dy_;
-    const int64_t longest = bands.longest() + 1;
-    const size_t stripe_floats = size_t(round_up(stripe.floats(longest), 16));
-    float* memory = thread_scratch(stripe_floats + size_t(dy.floats(2 * longest)) + size_t(4 * longest) + 64);
+    const size_t stripe_floats = size_t(round_up(stripe.floats(bands.longest()), 16));
+    float* memory = thread_scratch(stripe_floats + size_t(dy.floats(bands.longest())));
     for (int64_t band = 0; band < bands.count; ++band) {
       const int64_t first = bands.first(band), last = bands.first(band + 1);
-      fill(first, last, n0, n1, c0, count, stripe, dy, memory, memory + stripe_floats);
-      accumulate(first, last, n0, n1, c0, count, stripe, dy, chunk, band > 0);
+      const WordLines<Words> lines(first, last, s_.out_h);
+      with_prologue(p_.input.affine, [&](const auto& pre) {
+        stripe.fill_reduction(memory, first, last, count, [&](int64_t c) {
+          return input_column<T>(p_.input.x, pre, c0 + c, s_.channels);
+        });
+      });
+      with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
+        dy.fill(memory + stripe_floats, lines, n1 - n0, [&](int64_t c) { return gradient.at(n0 + c); });
+      });
+      accumulate(lines, n1 - n0, count, stripe, dy, gradient_at(chunk, n0, 0, c0), band > 0);
     }
   }
 
-  void fill(int64_t first, int64_t last, int64_t n0, int64_t n1, int64_t c0, int64_t count,
-            Stripe<Words>& stripe, DyTile<Words>& dy, float* x_memory, float* dy_memory) const {
-    with_prologue(p_.input.affine, [&](const auto& pre) {
-      stripe.fill_reduction(x_memory, first, last, count,
-                            [&](int64_t c) { return input_column<T>(p_.input.x, pre, c0 + c, s_.channels); });
-    });
-    with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
-      dy.fill(
-          dy_memory, first, last, n1 - n0, [&](int64_t c) { return gradient.at(n0 + c); },
-          [&](int64_t line) { return line % s_.out_h == s_.out_h - 1; });
-    });
-  }
-
-  // Calls f(first line) for every line or pair of lines of the band, in DyTile's order.
-  template <class F>
-  void for_words(int64_t first, int64_t last, const F& f) const {
-    for (int64_t line = first; line < last;) {
-      f(line);
-      line += Words::kPerWord == 2 && line + 1 < last && line % s_.out_h != s_.out_h - 1 ? 2 : 1;
-    }
-  }
-
-  void accumulate(int64_t first, int64_t last, int64_t n0, int64_t n1, int64_t c0, int64_t count,
-                  const Stripe<Words>& stripe, const DyTile<Words>& dy, int64_t chunk, bool add) const {
-    AlignedBuffer<const float*> a(size_t(dy.lines())), b(size_t(dy.lines()));
+  // dw (+)= the band's share of outputs x taps x channels.
+  void accumulate(const WordLines<Words>& lines, int64_t outputs, int64_t channels,
+                  const Stripe<Words>& stripe, const DyTile<Words>& dy, float* dw, bool add) const {
+    AlignedBuffer<const float*> a(size_t(lines.count())), b(size_t(lines.count()));
     for (int kh = 0; kh < s_.kernel_h; ++kh)
-      for (int kw = 0; kw < s_.kernel_w; ++kw) {
+      for (int kw = 0; kw < s_.kernel_w; ++kw, dw += pitch_) {
         const int64_t tap = stripe.tap(int64_t(kh) * s_.dilation_h, int64_t(kw) * s_.dilation_w);
-        float* dw = gradient_at(chunk, n0, kh * s_.kernel_w + kw, c0);
-        for (int64_t c = 0; c < count; c += kMicroVectors * kLanes) {
-          const bool both = count - c > kLanes;
-          const auto pieces = [&](int64_t n, int64_t rows) {
-            int64_t word = 0;
-            for_words(first, last, [&](int64_t line) {
-              a[size_t(word)] = dy.line(word) + n;
-              b[size_t(word++)] = stripe.line(line) + tap + c;
-            });
-            multiply(rows, both, a.data(), b.data(), dy.lines(), dy.line_pixels(), stripe.column_step(),
-                     dw + n * row_floats() + c, add);
-          };
-          for_each_piece(n1 - n0, kPieceRows, pieces);
+        for (int64_t c = 0; c < channels; c += kMicroVectors * kLanes) {
+          for (int64_t word = 0; word < lines.count(); ++word)
+            b[size_t(word)] = stripe.line(lines.first(word)) + tap + c;
+          for_each_piece(outputs, kPieceRows, [&](int64_t n, int64_t rows) {
+            for (int64_t word = 0; word < lines.count(); ++word) a[size_t(word)] = dy.line(word) + n;
+            multiply(rows, channels - c > kLanes, a.data(), b.data(), lines.count(), dy.line_pixels(),
+                     stripe.column_step(), dw + n * row_floats() + c, add);
+          });
         }
       }
   }

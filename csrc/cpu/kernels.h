@@ -22,7 +22,7 @@ struct Kernels {
   void (*conv2d_pack)(const Conv2dShape&, const Conv2dWeight&, void* packed) = nullptr;
   void (*conv2d_forward)(const Conv2dForward&) = nullptr;
   void (*conv2d_backward)(const Conv2dBackward&) = nullptr;
-  // The same for narrow groups (group_stencil.h); the backward makes what of dx and dW it is faster at.
+  // conv2d in groups of four or eight channels (group_stencil.h).
   void (*group_pack)(const Conv2dShape&, const Conv2dWeight&, void* packed) = nullptr;
   void (*group_forward)(const Conv2dForward&) = nullptr;
   void (*group_data_gradient)(const Conv2dBackward&) = nullptr;

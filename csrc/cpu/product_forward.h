@@ -21,6 +21,14 @@ int64_t tile_rows(int64_t words, int64_t pixels) {
   return rows < pixels ? rows : pixels;
 }
 
+// Into how many ranges of panels the threads split each of a product's units, where those are few. It changes
+// no sum, so it may follow the number of threads.
+inline int64_t column_splits(int64_t units, int64_t panels) {
+  const int64_t threads = omp_get_max_threads();
+  const int64_t wanted = ceil_div(4 * threads, units), most = ceil_div(panels, 2 * kMicroVectors);
+  return threads == 1 || units >= 2 * threads ? 1 : wanted < most ? wanted : most;
+}
+
 // out = epilogue(A packed), A [pixels, k] made by fill(first, count, TileWriter), packed [k, n].
 template <class T, class Fill>
 void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
@@ -29,10 +37,7 @@ void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, c
   const PackedView<Words> b(packed, k);
   const int64_t panels = ceil_div(n, kLanes), pitch = panels * kLanes;
   const int64_t rows = tile_rows<Words>(b.words, pixels), tiles = ceil_div(pixels, rows);
-  // Few tiles: share the columns too. Splitting them changes no sum, so it may follow the number of threads.
-  const int64_t threads = omp_get_max_threads();
-  const int64_t wanted = ceil_div(4 * threads, tiles), most = ceil_div(panels, 2 * kMicroVectors);
-  const int64_t splits = threads == 1 || tiles >= 2 * threads ? 1 : wanted < most ? wanted : most;
+  const int64_t splits = column_splits(tiles, panels);
   AlignedBuffer<float> statistics(e.mean ? size_t(tiles * 3 * pitch) : 1);
   parallel_for(tiles * splits, [&](int64_t unit) {
     const int64_t tile = unit / splits, split = unit % splits, first = tile * rows;

@@ -91,18 +91,10 @@ class Stripe {
   // also of the line that the next output line reads.
   template <class Column>
   void fill_reduction(float* data, int64_t first, int64_t last, int64_t channels, const Column& column) {
+    if constexpr (Words::kPerWord == 1) return fill(data, first, last, channels, column);
     open(data, first);
     for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
-      if constexpr (Words::kPerWord == 1) {
-        fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
-          for (int64_t c = 0; c < channels; c += kLanes) {
-            const auto value = column(c);
-            for (int i = 0; i < group; ++i) store(at + i * pitch_ + c, value(pixel + i));
-          }
-        });
-      } else {
-        fill_line_pairs(image, h, out, channels, column);
-      }
+      fill_line_pairs(image, h, out, channels, column);
     });
   }
 

@@ -59,11 +59,7 @@ class ForwardByLines {
 
   void run() {
     const Epilogue& e = p_.epilogue;
-    // Few units: share the columns too. Splitting them changes no sum, so it may follow the number of
-    // threads.
-    const int64_t threads = omp_get_max_threads(), most = ceil_div(panels_, 2 * kMicroVectors);
-    const int64_t wanted = ceil_div(4 * threads, units_.count);
-    const int64_t splits = threads == 1 || units_.count >= 4 * threads ? 1 : wanted < most ? wanted : most;
+    const int64_t splits = column_splits(units_.count, panels_);
     AlignedBuffer<float> statistics(e.mean ? size_t(units_.count * 3 * pitch_) : 1);
     parallel_for(units_.count * splits, [&](int64_t task) {
       const int64_t unit = task / splits, split = task % splits;
@@ -115,15 +111,16 @@ void forward_dense(const Conv2dForward& p) {
   });
 }
 
-// The reduction is one tap of taps x channels where patches are copied.
+// Where patches are copied the reduction is dense: one tap of taps x channels.
 MatrixSource packing(const Conv2dShape& s, const Conv2dWeight& w) {
   MatrixSource m;
   m.n = s.n;
   m.dtype = w.dtype;
   m.data = w.data;
   m.stride_n = w.stride_n;
-  m.k = s.channels;
   m.stride_k = w.stride_c;
+  m.k = takes_patches(s) ? s.taps() * s.channels : s.channels;
+  if (takes_patches(s)) return m;
   m.taps_h = s.kernel_h;
   m.taps_w = s.kernel_w;
   m.stride_tap_h = w.stride_h;
@@ -146,27 +143,13 @@ void pack(const Conv2dShape& s, const Conv2dWeight& weight, void* packed) {
   if (takes_group_stencil(s)) return kernels().group_pack(s, weight, packed);
   const ConvSlices slices(s);
   const Conv2dShape& own = slices.shape();
-  AlignedBuffer<float> merged(slices.is_merged() ? size_t(slices.weight_floats()) : 1);
+  const bool dense = takes_patches(own);
+  AlignedBuffer<float> buffer(dense || slices.is_merged() ? size_t(slices.weight_floats()) : 1);
   for (int64_t slice = 0; slice < slices.count(); ++slice) {
-    const Conv2dWeight w = slices.weight(weight, slice, merged.data());
-    MatrixSource m = packing(own, w);
-    AlignedBuffer<float> patches(takes_patches(own) ? size_t(slices.weight_floats()) : 1);
-    if (takes_patches(own)) {
-      Conv2dWeight dense = slices.layout(patches.data());
-      for (int64_t n = 0; n < own.n; ++n)
-        for (int64_t tap = 0; tap < own.taps(); ++tap)
-          for (int64_t c = 0; c < own.channels; ++c) {
-            const int64_t from = n * w.stride_n + c * w.stride_c + tap / own.kernel_w * w.stride_h +
-                                 tap % own.kernel_w * w.stride_w;
-            patches[size_t((n * own.taps() + tap) * own.channels + c)] =
-                w.dtype == kFloat32 ? static_cast<const float*>(w.data)[from]
-                                    : to_float(static_cast<const bf16*>(w.data)[from]);
-          }
-      m = packing(own, dense);
-      m.k = own.taps() * own.channels;
-      m.taps_h = m.taps_w = 1;
-    }
-    kernels().pack_matrix(m, s.dtype, static_cast<char*>(packed) + slice * dense_packed_bytes(own));
+    const Conv2dWeight w = dense ? slices.dense_weight(weight, slice, buffer.data())
+                                 : slices.weight(weight, slice, buffer.data());
+    kernels().pack_matrix(packing(own, w), s.dtype,
+                          static_cast<char*>(packed) + slice * dense_packed_bytes(own));
   }
 }
 

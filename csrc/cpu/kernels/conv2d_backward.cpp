@@ -8,6 +8,7 @@
 #include "cpu/group_stencil.h"
 #include "cpu/kernels.h"
 #include "cpu/patch_rows.h"
+#include "cpu/product_forward.h"
 #include "cpu/wgrad.h"
 
 namespace fastcnn {
@@ -15,11 +16,9 @@ namespace {
 
 // A stride above 1 reads different taps for different input pixels. Pixels that read the same taps are a
 // phase: the data gradient is one product per phase, over one stripe of dy for all of them.
-template <class T>
+template <class T, class Words>
 class DataGradient {
  public:
-  using Words = typename WordsOf<T>::type;
-
   explicit DataGradient(const Conv2dBackward& p)
       : p_(p),
         s_(p.shape),
@@ -47,10 +46,8 @@ class DataGradient {
   }
 
   void run() {
-    const int64_t spans = units_.count * phases_, threads = omp_get_max_threads();
+    const int64_t spans = units_.count * phases_, splits = column_splits(units_.count, panels_);
     AlignedBuffer<float> sums(p_.output.sums ? size_t(spans * 2 * pitch_) : 1);
-    const int64_t most = ceil_div(panels_, 2 * kMicroVectors), wanted = ceil_div(4 * threads, units_.count);
-    const int64_t splits = threads == 1 || units_.count >= 4 * threads ? 1 : wanted < most ? wanted : most;
     parallel_for(units_.count * splits, [&](int64_t task) {
       const int64_t unit = task / splits, split = task % splits;
       multiply(unit, panels_ * split / splits, panels_ * (split + 1) / splits,
@@ -74,7 +71,7 @@ class DataGradient {
     m.taps_w = phase.taps_w;
     m.stride_tap_h = phase.step_h * w.stride_h;
     m.stride_tap_w = phase.step_w * w.stride_w;
-    if (phase.taps()) kernels().pack_matrix(m, s_.dtype, packed);
+    if (phase.taps()) kernels().pack_matrix(m, Words::kPerWord == 1 ? kFloat32 : s_.dtype, packed);
   }
 
   void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, float* sums) const {
@@ -170,17 +167,17 @@ void weight_gradient_by_patches(const Conv2dBackward& p) {
     }
   });
   merge_weight_gradients(dw.data(), chunks, s.n, k, pitch, dense.data());
-  const Conv2dWeight& to = p.dw_layout;
-  for (int64_t n = 0; n < s.n; ++n)
-    for (int64_t tap = 0; tap < s.taps(); ++tap)
-      for (int64_t c = 0; c < s.channels; ++c)
-        p.output.dw[n * to.stride_n + c * to.stride_c + tap / s.kernel_w * to.stride_h +
-                    tap % s.kernel_w * to.stride_w] = dense[size_t((n * s.taps() + tap) * s.channels + c)];
+  ConvSlices(s).scatter(dense.data(), 0, p.output.dw, p.dw_layout);
 }
 
 template <class T>
 void backward_dense(const Conv2dBackward& p) {
-  if (p.output.dx) DataGradient<T>(p).run();
+  // Few channels leave most of a vector idle whatever the words, and their two sums have few terms in which a
+  // dy rounded to bf16 could average out.
+  if (p.output.dx && p.shape.channels < kPatchChannels)
+    DataGradient<T, FloatWords>(p).run();
+  else if (p.output.dx)
+    DataGradient<T, typename WordsOf<T>::type>(p).run();
   if (!p.output.dw) return;
   if (takes_patches(p.shape)) return weight_gradient_by_patches<T>(p);
   ConvWeightGradient<T>(p).run();

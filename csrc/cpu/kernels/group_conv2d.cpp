@@ -13,11 +13,6 @@ constexpr int64_t kBlockChannels = 128;  // of a unit of work: whole cache lines
 constexpr int kMostOutputs = 14;         // divides the widths of most networks (112, 56, 28, 14)
 constexpr int64_t kLeastUnits = 16;      // of the weight gradient, for any number of threads
 
-float weight_at(const Conv2dWeight& w, int64_t at) {
-  return w.dtype == kFloat32 ? static_cast<const float*>(w.data)[at]
-                             : to_float(static_cast<const bf16*>(w.data)[at]);
-}
-
 // Packs the weight; transposed: of the data gradient, whose taps come in reverse.
 void pack(const Conv2dShape& s, const Conv2dWeight& w, bool transposed, float* out) {
   const int64_t width = s.channels / s.groups;
@@ -30,9 +25,7 @@ void pack(const Conv2dShape& s, const Conv2dWeight& w, bool transposed, float* o
             const int64_t n = transposed ? other : own, c = (transposed ? own : other) % width;
             const int64_t h = transposed ? s.kernel_h - 1 - kh : kh,
                           v = transposed ? s.kernel_w - 1 - kw : kw;
-            out[i] = own < s.channels
-                         ? weight_at(w, n * w.stride_n + c * w.stride_c + h * w.stride_h + v * w.stride_w)
-                         : 0.0f;
+            out[i] = own < s.channels ? weight_at(w, n, c, h, v) : 0.0f;
           }
 }
 
