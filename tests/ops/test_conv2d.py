@@ -87,6 +87,13 @@ def test_backward(geometry, variant, dtype, backend, poison):
     cases.check("conv2d_bwd", backward_args(geometry, variant, NEEDS[0], dtype), backend)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", BACKWARD)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_weight_gradient(geometry, variant, dtype, backend, poison):
+    cases.check("conv2d_bwd", backward_args(geometry, variant, (False, True, False), dtype), backend)
+
+
 @pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[12]])
 @pytest.mark.parametrize("needs", NEEDS[1:])
 def test_backward_makes_only_what_is_asked(needs, geometry, backend, poison):
