@@ -11,7 +11,7 @@ namespace {
 // A unit of work owns dW for kUnitOutputs output channels and as many input channels as keep it in a third of
 // L2.
 constexpr int64_t kUnitOutputs = 64, kUnitGradientBytes = 300 * 1024, kMostUnitChannels = 128;
-constexpr int64_t kBandBytes = 192 * 1024;
+constexpr int64_t kBandBytes = 384 * 1024;
 // Enough units for many threads; fixed, so that sums do not depend on how many there are.
 constexpr int64_t kLeastUnits = 16;
 // Words between the pixels of a tile of dy; a pixel's kUnitOutputs channels are one run.

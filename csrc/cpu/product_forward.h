@@ -26,7 +26,7 @@ int64_t tile_rows(int64_t words, int64_t pixels) {
 inline int64_t column_splits(int64_t units, int64_t panels) {
   const int64_t threads = omp_get_max_threads();
   const int64_t wanted = ceil_div(4 * threads, units), most = ceil_div(panels, 2 * kMicroVectors);
-  return threads == 1 || units >= 2 * threads ? 1 : wanted < most ? wanted : most;
+  return threads == 1 || units >= 4 * threads ? 1 : wanted < most ? wanted : most;
 }
 
 // out = epilogue(A packed), A [pixels, k] made by fill(first, count, TileWriter), packed [k, n].
