@@ -68,7 +68,7 @@ def test_random_initialisation_is_the_references(name):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def _check_eval(ours: nn.Module, stock: nn.Module, x: torch.Tensor) -> None:
+def _check_eval(ours: nn.Module, stock: nn.Module, x: torch.Tensor, deep: bool = False) -> None:
     ours, oracle = copy.deepcopy(ours).eval(), copy.deepcopy(stock).eval().double()
     with torch.no_grad():
         expected = oracle(x.double())
@@ -76,9 +76,11 @@ def _check_eval(ours: nn.Module, stock: nn.Module, x: torch.Tensor) -> None:
         assert relative_error(fastcnn.optimize(ours)(x), expected) <= 1e-4
         y = fastcnn.optimize(ours, dtype=torch.bfloat16)(x)
         assert y.dtype == torch.float32
-        with torch.autocast("cpu", torch.bfloat16):
-            stocks = relative_error(stock.eval()(x), expected)  # 150 layers round often: 4e-2 in torch's own bf16
-        assert relative_error(y, expected) <= max(3e-2, stocks)
+        allowed = 3e-2
+        if deep:
+            with torch.autocast("cpu", torch.bfloat16):  # 150 layers round often: 4e-2 in torch's own bf16
+                allowed = max(allowed, relative_error(stock.eval()(x), expected))
+        assert relative_error(y, expected) <= allowed
 
 
 def test_eval_outputs(pair):
@@ -88,7 +90,7 @@ def test_eval_outputs(pair):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
 def test_eval_outputs_of_the_heavy_ones(name):
-    _check_eval(*_pair(HEAVY[name], 2))
+    _check_eval(*_pair(HEAVY[name], 2), deep=True)
 
 
 def _step(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -99,12 +101,7 @@ def _step(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     loss = F.cross_entropy(model(x), torch.arange(len(x)))
     loss.backward()
     results = {f"gradient of {k}": p.grad for k, p in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-    for key, var in buffers.items():
-        if key.endswith("running_var"):
-            # A mean of values around zero has no digits of its own: beside the deviation its error has a measure.
-            mean = buffers[key.replace("var", "mean")]
-            results |= {key: var.clone(), f"{key}, mean": torch.cat([mean, var.sqrt()])}
+    results |= {k: b.clone() for k, b in model.named_buffers() if b.is_floating_point()}
     return {"loss": loss.detach(), **results}
 
 
@@ -117,22 +114,13 @@ def test_training_step_equals_the_references_in_float64(pair):
 
 
 def test_training_step_is_as_close_to_float64_as_torchs(pair):
-    """Which values lie within rounding of a ReLU's kink is one batch's luck; an error in a kernel shows in every one."""
     ours, stock, x = pair
 
     def step(image, layout):
         return _step(copy.deepcopy(stock).to(memory_format=layout), image)
 
-    farther: dict[str, str] = {}
-    for seed in range(5):
-        torch.manual_seed(seed)
-        x = torch.randn_like(x)
-        expected = _step(stock, x.double())
-        found = farther_than_stock(_step(ours, x), expected, stock_errors(step, x, expected))
-        farther = {key: text for key, text in found.items() if seed == 0 or key in farther}
-        if not farther:
-            return
-    pytest.fail("\n".join(farther.values()))
+    expected = _step(stock, x.double())
+    assert not farther_than_stock(_step(ours, x), expected, stock_errors(step, x, expected))
 
 
 def test_saved_activations():

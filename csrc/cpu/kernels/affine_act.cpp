@@ -57,6 +57,23 @@ inline void statistics_vector(const ChannelStatistics& p, int64_t pixel, int64_t
   unit.put(c, base, s, q, false);
 }
 
+constexpr int64_t kShiftPixels = 16;
+
+// Shifts a unit's sums by the mean of its first pixels. A single pixel is a deviation away from the mean: the
+// sum would grow by that with every pixel, and round accordingly.
+template <class T>
+void shift_to_first_pixels(const ChannelStatistics& p, int64_t first, int64_t count,
+                           const StatisticsUnit& unit) {
+  const int64_t pixels = count < kShiftPixels ? count : kShiftPixels;
+  for_lanes(p.channels, [&](int64_t c, auto lanes) {
+    const T* x = static_cast<const T*>(p.x.data) + first * p.x.ld + c;
+    const V base = lanes.get(x);
+    V sum = zero();
+    for (int64_t i = 1; i < pixels; ++i) sum = add(sum, sub(lanes.get(x + i * p.x.ld), base));
+    store(unit.shift + c, fmadd(sum, set(1.0f / float(pixels)), base));
+  });
+}
+
 template <class T>
 void statistics(const ChannelStatistics& p) {
   const int64_t units = ceil_div(p.pixels, kUnitPixels), pitch = round_up(p.channels, 16);
@@ -70,9 +87,7 @@ void statistics(const ChannelStatistics& p) {
     const StatisticsUnit unit{part, part + pitch, part + 2 * pitch};
     const int64_t first = index * kUnitPixels;
     std::memset(part, 0, size_t(3 * pitch) * sizeof(float));
-    for_lanes(p.channels, [&](int64_t c, auto lanes) {
-      store(unit.shift + c, lanes.get(static_cast<const T*>(p.x.data) + first * p.x.ld + c));
-    });
+    shift_to_first_pixels<T>(p, first, pixels_of(index), unit);
     for_pixels(pixels_of(index), [&](int64_t i, auto pixels) {
       for_lanes(p.channels,
                 [&](int64_t c, auto lanes) { statistics_vector<T, pixels()>(p, first + i, c, unit, lanes); });
