@@ -10,46 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations, inference
-from fastcnn.ops.distributed import merge_statistics, sum_over
+from fastcnn.ops.distributed import merge_statistics
 from fastcnn.ops.layout import accumulation_dtype, conv_out_size, to_nhwc
+from fastcnn.ops.normalisation import (
+    Affine,
+    Applied,
+    BatchNorm,
+    Kind,
+    applied,
+    flatten,
+    gradient_coefficients,
+    update_running_statistics,
+)
 from fastcnn.ops.validation import Labels, check_chain
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 Pair = tuple[int, int]
 ops = torch.ops.fastcnn
-
-
-class Affine(NamedTuple):
-    """A constant or learnable scale and shift per channel [C]; None is 1 and 0."""
-
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-
-
-class BatchNorm(NamedTuple):
-    """What torch.nn.functional.batch_norm takes: affine parameters, running statistics, and how to use them.
-
-    With ``training`` the batch's statistics normalise, and the running ones move towards them by ``momentum``. With a
-    process ``group`` the batch is that of all its processes (SyncBatchNorm).
-    """
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    training: bool
-    momentum: float
-    eps: float
-    group: ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -79,76 +62,21 @@ class _Geometry(NamedTuple):
     padding: Pair
     dilation: Pair
     groups: int
-    norm: str  # "none", "affine", "frozen" or "train"
+    norm: Kind
     act: int
-    eps: float
-    group: ProcessGroup | None = None
 
 
 _SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean, var
 
 
-def _absorb(bias: Tensor, kind: str, scale, shift, var, eps: float, acc: torch.dtype) -> Tensor | None:
-    """The shift after a normalisation that does what it did and what a bias before it does.
-
-    Batch statistics take a bias away again: there it only gets a gradient, which is zero but not None.
-    """
-    if kind == "train":
-        moved = bias * 0 if bias.requires_grad else None
-    elif kind == "frozen":
-        gain = torch.rsqrt(var.to(acc) + eps)
-        moved = bias * (gain if scale is None else scale * gain)
-    else:
-        moved = bias if scale is None else bias * scale.to(acc)
-    return shift if moved is None else moved if shift is None else shift.to(acc) + moved
-
-
 def _flatten(conv: Conv, acc: torch.dtype) -> tuple[_Geometry, list[Tensor | None]]:
-    norm, mean, var, eps = conv.norm, None, None, 0.0
-    scale = shift = group = None
-    kind = "none"
-    if isinstance(norm, BatchNorm):
-        kind = "train" if norm.training else "frozen"
-        scale, shift, eps = norm.weight, norm.bias, norm.eps
-        if kind == "frozen":
-            mean, var = norm.running_mean, norm.running_var
-        else:
-            group = norm.group
-    elif norm is not None and (norm.scale is not None or norm.shift is not None):
-        kind, (scale, shift) = "affine", norm
-    if conv.bias is not None:
-        shift = _absorb(conv.bias, kind, scale, shift, var, eps, acc)
-        kind = "affine" if kind == "none" else kind
-    geometry = _Geometry(
-        conv.op, conv.stride, conv.padding, conv.dilation, conv.groups, kind, activations.code(conv.act), eps, group
-    )
+    kind, tensors = flatten(conv.norm, conv.bias, acc)
+    where = (conv.stride, conv.padding, conv.dilation, conv.groups)
     weights = (*conv.weights, None, None)[:2]
-    return geometry, [*weights, scale, shift, mean, var]
+    return _Geometry(conv.op, *where, kind, activations.code(conv.act)), [*weights, *tensors]
 
 
-class _Normalisation(NamedTuple):
-    """The affine map that a normalisation is, and what its backward needs."""
-
-    scale: Tensor | None
-    shift: Tensor | None
-    mean: Tensor | None
-    invstd: Tensor | None
-
-
-def _normalisation(g: _Geometry, scale, shift, mean, var, acc: torch.dtype) -> _Normalisation:
-    scale = None if scale is None else scale.detach().to(acc)
-    shift = None if shift is None else shift.detach().to(acc)
-    if g.norm in ("none", "affine"):
-        return _Normalisation(scale, shift, None, None)
-    mean = mean.to(acc)
-    invstd = torch.rsqrt(var.to(acc) + g.eps)
-    full = invstd if scale is None else scale * invstd
-    return _Normalisation(
-        full, torch.addcmul(shift, mean, full, value=-1) if shift is not None else -mean * full, mean, invstd
-    )
-
-
-def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bool):
+def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool):
     head = (pre.scale, pre.shift, act)
     if g.op == "identity":
         return x, *(ops.channel_statistics(x) if stats else (None, None))
@@ -162,12 +90,8 @@ def _convolve(g: _Geometry, x, weights, pre: _Normalisation, act: int, stats: bo
     return ops.conv2d_fwd(x, weights[0], *head, None, None, 0, None, *geometry, g.groups, stats)
 
 
-def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int, weights, need_dx, need_dw, need_sums):
+def _convolve_backward(g: _Geometry, upstream, x, pre: Applied, act: int, weights, need_dx, need_dw, need_sums):
     """dx, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
-    if g.op == "identity":
-        grad, y, scale, shift, y_act, coef = upstream
-        dx = grad if not need_dx or y is None else ops.affine_act_dgrad(grad, y, scale, shift, y_act, coef, None)
-        return dx, (), None
     source = (x, pre.scale, pre.shift, act, pre.mean)
     geometry = (g.stride, g.padding, g.dilation)
     if g.op == "pointwise":
@@ -195,50 +119,38 @@ def _convolve_backward(g: _Geometry, upstream, x, pre: _Normalisation, act: int,
     return dx, (ddw, dpw), sums
 
 
-def _gradient_coefficients(g: _Geometry, gamma, norm: _Normalisation, sums: Tensor | None, count: int | Tensor):
-    """coef [4, C] of the gradient prologue, and the gradients of the normalisation's scale and shift.
-
-    With x_hat = (y - mean) * r:  dy = gamma r (dz - sum(dz) / M - x_hat * sum(dz x_hat) / M)   (Ioffe & Szegedy 2015).
-    """
-    dscale = dshift = None
-    if sums is not None:
-        dshift = sums[0]
-        dscale = sums[1] if norm.invstd is None else sums[1] * norm.invstd
-    if norm.scale is None:
-        return None, dscale, dshift
-    zero = torch.zeros_like(norm.scale)
-    if g.norm != "train":
-        return torch.stack([norm.scale, zero, zero, zero]), dscale, dshift
-    shared = sums if g.group is None else sum_over(sums, g.group)  # the parameters' gradients stay this process's own
-    slope = -norm.scale * norm.invstd.square() * shared[1] / count
-    return torch.stack([norm.scale, slope, norm.mean, -norm.scale * shared[0] / count]), dscale, dshift
-
-
-_PLAIN = _Normalisation(None, None, None, None)
+def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
+    """dx of a chain's own input, plus the gradient that reaches it as the residual."""
+    grad, y, *prologue = upstream
+    if y is not None:
+        return ops.affine_act_dgrad(grad, y, *prologue, residual)
+    return grad if residual is None else grad + residual
 
 
 class _ConvChain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, geometries, x, residual, *tensors):
+    def forward(ctx, geometries, adds_input, x, residual, *tensors):
+        residual = x if adds_input else residual
         acc = accumulation_dtype(x)
         stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
-        pre, act = _PLAIN, activations.NONE
+        pre, act = Applied(), activations.NONE
         raw, norms, batch, totals = [x], [], [], {}
         for g, (w0, w1, scale, shift, mean, var) in zip(geometries, stages, strict=True):
             weights = (w0,) if w1 is None else (w0, w1)
-            y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm == "train")
-            if g.norm == "train":
+            y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm.trains)
+            if g.norm.trains:
                 mean, var = batch_mean, batch_var
-                if g.group is not None:
-                    mean, var, totals[len(norms)] = merge_statistics(mean, var, y.numel() // y.shape[1], g.group)
+                if g.norm.group is not None:
+                    count = y.numel() // y.shape[1]
+                    mean, var, totals[len(norms)] = merge_statistics(mean, var, count, g.norm.group)
                 batch += [mean, var]
-            pre, act = _normalisation(g, scale, shift, mean, var, acc), g.act
+            pre, act = applied(g.norm, scale, shift, mean, var, acc), g.act
             raw.append(y)
             norms.append(pre)
         out = raw[-1]
         if pre.scale is not None or pre.shift is not None or act or residual is not None:
             out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
-        ctx.geometries, ctx.totals = geometries, totals
+        ctx.geometries, ctx.adds_input, ctx.totals = geometries, adds_input, totals
         batch += totals.values()
         after = act & activations.AFTER_RESIDUAL
         if pre.scale is None and (after or not act):
@@ -255,13 +167,13 @@ class _ConvChain(torch.autograd.Function):
         geometries, n = ctx.geometries, len(ctx.geometries)
         out, *saved = ctx.saved_tensors
         raw, flat, tensors = saved[: n + 1], saved[n + 1 : 5 * n + 1], saved[5 * n + 1 :]
-        norms = [_Normalisation(*flat[4 * i : 4 * i + 4]) for i in range(n)]
-        needs, first = ctx.needs_input_grad, 3
+        norms = [Applied(*flat[4 * i : 4 * i + 4]) for i in range(n)]
+        needs, first = ctx.needs_input_grad, 4
         grad = to_nhwc(grad)
         grads: list[Tensor | None] = [None] * len(tensors)
 
         def learns(i: int) -> bool:
-            return geometries[i].norm == "train" or any(needs[first + _SLOTS * i + 2 : first + _SLOTS * i + 4])
+            return geometries[i].norm.trains or any(needs[first + _SLOTS * i + 2 : first + _SLOTS * i + 4])
 
         act, sums = geometries[-1].act, None
         y = grad if raw[n] is None else raw[n]
@@ -272,29 +184,34 @@ class _ConvChain(torch.autograd.Function):
         elif learns(n - 1):
             sums = ops.affine_act_sums(grad, y, norms[-1].scale, norms[-1].shift, act, norms[-1].mean)
         sums = sums if learns(n - 1) else None
-        dresidual = grad if needs[2] else None
+        dresidual = grad if needs[3] or ctx.adds_input else None
         for i in reversed(range(n)):
             g, y, slot = geometries[i], raw[i + 1], _SLOTS * i
             count = ctx.totals.get(i, 0 if y is None else y.numel() // y.shape[1])
-            coef, dscale, dshift = _gradient_coefficients(g, tensors[slot + 2], norms[i], sums, count)
+            coef, dscale, dshift = gradient_coefficients(g.norm, norms[i], sums, count)
             for k, d in ((2, dscale), (3, dshift)):
                 if needs[first + slot + k]:
                     grads[slot + k] = d.to(tensors[slot + k].dtype)
             mask = (norms[i].scale, norms[i].shift, act) if act else (None, None, 0)
             upstream = (grad, y if act or coef is not None else None, *mask, coef)
-            pre, pre_act = (norms[i - 1], geometries[i - 1].act) if i else (_PLAIN, activations.NONE)
+            if g.op == "identity":
+                grad = _identity_backward(upstream, dresidual if ctx.adds_input else None) if needs[2] else None
+                break  # the first of the chain
+            pre, pre_act = (norms[i - 1], geometries[i - 1].act) if i else (Applied(), activations.NONE)
             weights = [w for w in tensors[slot : slot + 2] if w is not None]
             need_dw = needs[first + slot : first + slot + 2]
             need_sums = bool(i) and learns(i - 1)
             grad, dws, sums = _convolve_backward(
-                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[1], need_dw, need_sums
+                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, need_sums
             )
             sums = sums if need_sums else None
             for k, dw in enumerate(dws):
                 if need_dw[k]:
                     grads[slot + k] = dw.to(tensors[slot + k].dtype)
             act = 0  # from here on the gradients arrive masked
-        return None, grad if needs[1] else None, dresidual, *grads
+        if ctx.adds_input and needs[2] and geometries[0].op != "identity":
+            grad = grad + dresidual
+        return None, None, grad if needs[2] else None, None if ctx.adds_input else dresidual, *grads
 
 
 def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
@@ -306,18 +223,6 @@ def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
         size = [conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)]
         counts.append(n * size[0] * size[1])
     return counts
-
-
-def _update_running_statistics(conv: Conv, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
-    """Exponential moving averages as torch.nn.functional.batch_norm keeps them (unbiased variance)."""
-    norm = conv.norm
-    if norm.running_mean is None:
-        return
-    with torch.no_grad():
-        mean = mean if conv.bias is None else mean + conv.bias
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        unbiased = var * (count / (count - 1))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -365,7 +270,7 @@ def conv_chain(
     geometries = tuple(geometries)
     stages = [slots for _, slots in flattened]
     tensors = [t for slots in stages for t in slots]
-    trained = [i for i, g in enumerate(geometries) if g.norm == "train"]
+    trained = [i for i, g in enumerate(geometries) if g.norm.trains]
     # An exported program is for inference: it gets the wide primitives though its parameters require gradients.
     differentiable = (
         torch.is_grad_enabled()
@@ -373,21 +278,21 @@ def conv_chain(
         and not torch.compiler.is_exporting()
     )
     if not trained and not differentiable:
-        epilogues = [_normalisation(g, *s[2:], acc) for g, s in zip(geometries, stages, strict=True)]
+        epilogues = [applied(g.norm, *s[2:], acc) for g, s in zip(geometries, stages, strict=True)]
         weights, head = [s[:2] for s in stages], (None, None, activations.NONE)
         if geometries[0].op == "identity":
             head = (epilogues[0].scale, epilogues[0].shift, geometries[0].act)
             geometries, weights, epilogues = geometries[1:], weights[1:], epilogues[1:]
         return inference.run(x, inference.steps(geometries, weights, epilogues, head), residual)
     counts = _values_per_channel(x, convs)
-    shared = [i for i in trained if geometries[i].group is not None]
+    shared = [i for i in trained if geometries[i].norm.group is not None]
     for i in trained:
         if counts[i] <= 1 and i not in shared:
             raise ValueError(f"batch statistics: got {counts[i]} value per channel, expected more than 1")
-    if residual is x:
-        residual = x.view_as(x)  # torch.compile refuses one tensor in two arguments of an autograd function
-    out, *batch = _ConvChain.apply(geometries, x, residual, *tensors)
+    # torch.compile refuses one tensor in two arguments of an autograd function; and its gradients become one here.
+    adds_input = residual is x
+    out, *batch = _ConvChain.apply(geometries, adds_input, x, None if adds_input else residual, *tensors)
     counts = {**dict(enumerate(counts)), **dict(zip(shared, batch[2 * len(trained) :]))}
     for k, i in enumerate(trained):
-        _update_running_statistics(convs[i], batch[2 * k], batch[2 * k + 1], counts[i])
+        update_running_statistics(convs[i].norm, convs[i].bias, batch[2 * k], batch[2 * k + 1], counts[i])
     return out
