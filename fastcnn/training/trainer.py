@@ -259,10 +259,10 @@ def _interruption(trainer: Trainer | None, config: TrainConfig) -> str:
 def train(config: TrainConfig, reporter: Reporter | None = None) -> TrainResult:
     """Trains a model and keeps last.pt, best.pt, metrics.csv and curves.png in the output folder, after every epoch.
 
-    last.pt is what a run goes on from, bit for bit on the same machine with as many threads; best.pt holds, under "model", the weights with
-    the best test accuracy (the averaged ones with `ema`), which `fastcnn.models.create_model` takes as weights. Under
-    torchrun the processes share each batch and the first one writes; BatchNorm's statistics in training are each
-    process's own, and the first one's are kept.
+    last.pt is what a run goes on from, bit for bit on the same machine with as many threads; best.pt holds, under
+    "model", the weights with the best test accuracy (the averaged ones with `ema`), which
+    `fastcnn.models.create_model` takes as weights. Under torchrun the processes share each batch and the first one
+    writes; BatchNorm's statistics in training are each process's own, and the first one's are kept.
 
     Args:
         config: what to train, on what, how and where to.
