@@ -13,38 +13,26 @@
 
 namespace fastcnn {
 
-#define FASTCNN_DECLARE_ISA(isa)               \
-  namespace isa {                              \
-  void register_gemm_pack(Kernels&);           \
-  void register_pointwise_forward(Kernels&);   \
-  void register_pointwise_backward(Kernels&);  \
-  void register_conv2d(Kernels&);              \
-  void register_group_conv2d(Kernels&);        \
-  void register_conv2d_backward(Kernels&);     \
-  void register_depthwise_forward(Kernels&);   \
-  void register_depthwise_backward(Kernels&);  \
-  void register_separable(Kernels&);           \
-  void register_inverted_residual(Kernels&);   \
-  void register_max_pool2d(Kernels&);          \
-  void register_affine_act(Kernels&);          \
-  void register_affine_act_backward(Kernels&); \
-  static Kernels make() {                      \
-    Kernels k;                                 \
-    register_gemm_pack(k);                     \
-    register_pointwise_forward(k);             \
-    register_pointwise_backward(k);            \
-    register_conv2d(k);                        \
-    register_group_conv2d(k);                  \
-    register_conv2d_backward(k);               \
-    register_depthwise_forward(k);             \
-    register_depthwise_backward(k);            \
-    register_separable(k);                     \
-    register_inverted_residual(k);             \
-    register_max_pool2d(k);                    \
-    register_affine_act(k);                    \
-    register_affine_act_backward(k);           \
-    return k;                                  \
-  }                                            \
+// Those that multiply matrices, for which AMX has instructions, and the others (cmake/FastcnnIsa.cmake).
+#define FASTCNN_PRODUCT_KERNELS(apply)                                                                     \
+  apply(gemm_pack) apply(pointwise_forward) apply(pointwise_backward) apply(conv2d) apply(conv2d_backward) \
+      apply(separable) apply(inverted_residual)
+#define FASTCNN_OTHER_KERNELS(apply)                                                                         \
+  apply(group_conv2d) apply(depthwise_forward) apply(depthwise_backward) apply(max_pool2d) apply(affine_act) \
+      apply(affine_act_backward)
+
+#define FASTCNN_DECLARE_KERNEL(name) void register_##name(Kernels&);
+#define FASTCNN_REGISTER_KERNEL(name) register_##name(k);
+#define FASTCNN_DECLARE_ISA(isa)                     \
+  namespace isa {                                    \
+  FASTCNN_PRODUCT_KERNELS(FASTCNN_DECLARE_KERNEL)    \
+  FASTCNN_OTHER_KERNELS(FASTCNN_DECLARE_KERNEL)      \
+  static Kernels make() {                            \
+    Kernels k;                                       \
+    FASTCNN_PRODUCT_KERNELS(FASTCNN_REGISTER_KERNEL) \
+    FASTCNN_OTHER_KERNELS(FASTCNN_REGISTER_KERNEL)   \
+    return k;                                        \
+  }                                                  \
   }
 
 FASTCNN_DECLARE_ISA(portable)
@@ -58,7 +46,14 @@ FASTCNN_DECLARE_ISA(avx512)
 FASTCNN_DECLARE_ISA(avx512_bf16)
 #endif
 #ifdef FASTCNN_HAS_amx
-FASTCNN_DECLARE_ISA(amx)
+namespace amx {
+FASTCNN_PRODUCT_KERNELS(FASTCNN_DECLARE_KERNEL)
+static Kernels make() {
+  Kernels k = avx512_bf16::make();
+  FASTCNN_PRODUCT_KERNELS(FASTCNN_REGISTER_KERNEL)
+  return k;
+}
+}  // namespace amx
 #endif
 
 namespace {
