@@ -33,8 +33,11 @@ class WgradTile {
   WgradTile(float* data, int64_t pixels, int64_t channels)
       : data_(data), pixels_(pixels), channels_(channels), rows_(wgrad_rows<Words>(pixels)) {}
 
+  int64_t pixels() const { return pixels_; }
   int64_t channels() const { return channels_; }
   int64_t rows() const { return rows_; }
+  // `count` channels from `first` on; not across a block of kBlockWords.
+  WgradTile slice(int64_t first, int64_t count) const { return {at(0, first), pixels_, count}; }
   float* end() const { return data_ + ceil_div(channels_, kBlockWords) * rows_ * kRowWords; }
   float* at(int64_t row, int64_t channel) const {
     return data_ + (channel / kBlockWords * rows_ + row) * kRowWords + channel % kBlockWords;
@@ -43,9 +46,14 @@ class WgradTile {
   // column(c) makes a function of index(pixel), whose value is the pixel's vector from channel c on.
   template <class Index, class Column>
   void fill(const Index& index, const Column& column) const {
+    fill_rows(0, rows_, index, column);
+  }
+  template <class Index, class Column>
+  void fill_rows(int64_t first, int64_t last, const Index& index, const Column& column) const {
     constexpr int kPerWord = Words::kPerWord;
-    const int64_t whole = pixels_ / kPerWord;
-    for_rows(whole, [&](int64_t row, auto group) {
+    const int64_t whole = pixels_ / kPerWord < last ? pixels_ / kPerWord : last;
+    for_rows(whole - first, [&](int64_t from, auto group) {
+      const int64_t row = first + from;
       int64_t at[group * kPerWord];
       for (int i = 0; i < group * kPerWord; ++i) at[i] = index(row * kPerWord + i);
       for (int64_t c = 0; c < channels_; c += kLanes) {
@@ -55,7 +63,7 @@ class WgradTile {
       }
     });
     // A last pixel without a partner, and rows that only the reduction's step asks for.
-    for (int64_t row = whole; row < rows_; ++row)
+    for (int64_t row = whole > first ? whole : first; row < last; ++row)
       for (int64_t c = 0; c < channels_; c += kLanes) {
         const int64_t pixel = row * kPerWord;
         put(row, c, pixel < pixels_ ? column(c)(index(pixel)) : zero(), zero());
@@ -112,6 +120,52 @@ inline void merge_weight_gradients(const float* chunks, int64_t count, int64_t n
       store_upto(dw + row * k + c, total, k - c);
     }
   });
+}
+
+// A block of dW and the tiles of its two operands take a third of a 1 MB L2 together; a tile of 112 words per
+// channel loads and stores the block once per 112 products.
+constexpr int64_t kBlockChannels = 128, kBlockRowWords = 112;
+constexpr int64_t kFillWords = 28;                     // that one unit of work packs
+constexpr int64_t kPackedBandBytes = 8 * 1024 * 1024;  // of both operands, for all blocks: of a shared cache
+
+// dw [n][pitch] = dy^T a where dw fits no cache: both operands are packed once per band of pixels, whole
+// pixels at a time, and then read by every block of dw. fill(pixel, first, last, dy, a) packs rows [first,
+// last) of the tiles whose first pixel is `pixel`.
+template <class Words, class Fill>
+void weight_gradient_by_blocks(int64_t pixels, int64_t n, int64_t k, float* dw, int64_t pitch,
+                               const Fill& fill) {
+  constexpr int64_t kPixels = kBlockRowWords * Words::kPerWord;
+  const int64_t tiles = ceil_div(pixels, kPixels), tile_floats = wgrad_floats<Words>(kPixels, n, k);
+  const int64_t fit = kPackedBandBytes / 4 / tile_floats, most = fit < 1 ? 1 : fit;
+  const int64_t bands = ceil_div(tiles, most), band_tiles = ceil_div(tiles, bands);
+  const int64_t n_blocks = ceil_div(n, kBlockChannels), k_blocks = ceil_div(k, kBlockChannels);
+  AlignedBuffer<float> packed(size_t(band_tiles * tile_floats));
+  const auto dy_tile = [&](int64_t tile) {
+    const int64_t left = pixels - tile * kPixels;
+    return WgradTile<Words>(packed.data() + tile % band_tiles * tile_floats, left < kPixels ? left : kPixels,
+                            n);
+  };
+  const auto a_tile = [&](const WgradTile<Words>& dy) { return WgradTile<Words>(dy.end(), dy.pixels(), k); };
+  for (int64_t first = 0; first < tiles; first += band_tiles) {
+    const int64_t last = first + band_tiles < tiles ? first + band_tiles : tiles;
+    constexpr int64_t kFills = kBlockRowWords / kFillWords;
+    parallel_for((last - first) * kFills, [&](int64_t unit) {
+      const int64_t tile = first + unit / kFills, row = unit % kFills * kFillWords;
+      const auto dy = dy_tile(tile);
+      const int64_t end = row + kFillWords < dy.rows() ? row + kFillWords : dy.rows();
+      if (row < end) fill(tile * kPixels, row, end, dy, a_tile(dy));
+    });
+    parallel_for(n_blocks * k_blocks, [&](int64_t block) {
+      const int64_t n0 = block / k_blocks * kBlockChannels, k0 = block % k_blocks * kBlockChannels;
+      const int64_t n_count = n - n0 < kBlockChannels ? n - n0 : kBlockChannels;
+      const int64_t k_count = k - k0 < kBlockChannels ? k - k0 : kBlockChannels;
+      for (int64_t tile = first; tile < last; ++tile) {
+        const auto dy = dy_tile(tile);
+        accumulate_weight_gradient(dy.slice(n0, n_count), a_tile(dy).slice(k0, k_count), dw + n0 * pitch + k0,
+                                   pitch, tile > 0);
+      }
+    });
+  }
 }
 
 }  // namespace

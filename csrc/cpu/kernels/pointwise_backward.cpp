@@ -1,7 +1,8 @@
 // Pointwise convolution backward: dx = dy W and dW = dy^T a, with dy and a made on load from raw outputs.
 //
 // Where dW fits the cache, a unit of work walks a chunk of pixels and makes both from one read of its
-// operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes blocks of dW.
+// operands. Elsewhere the data gradient takes tiles of pixels, and the weight gradient takes blocks of dW
+// (wgrad.h).
 #include "cpu/by_dtype.h"
 #include "cpu/dx_sink.h"
 #include "cpu/kernels.h"
@@ -14,10 +15,6 @@ namespace {
 constexpr int64_t kCachedWeightGradient =
     256 * 1024;  // bytes of dW that a unit may sweep: a quarter of a 1 MB L2
 constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
-// A block of dW and the tiles of its two operands take two thirds of a 1 MB L2 together; a tile of 112 words
-// per channel loads and stores the block once per 112 products.
-constexpr int64_t kBlockChannels = 256, kBlockRowWords = 112;
-constexpr int64_t kLeastUnits = 16;
 
 template <class T>
 class Backward {
@@ -30,8 +27,6 @@ class Backward {
         pixels_(p.grid.pixels()),
         k_pitch_(round_up(p.k, kMicroVectors * kLanes)),
         dy_words_(reduction_words<Words>(p.n)),
-        n_blocks_(ceil_div(p.n, kBlockChannels)),
-        k_blocks_(ceil_div(p.k, kBlockChannels)),
         together_(p.output.dw && p.n * k_pitch_ * 4 <= kCachedWeightGradient),
         rows_(together_ ? walked_rows() : tile_rows<Words>(dy_words_, pixels_)),
         chunks_(chunk_count()),
@@ -40,12 +35,14 @@ class Backward {
   void run() {
     const int64_t spans = together_ ? chunks_ : ceil_div(pixels_, rows_);
     AlignedBuffer<float> sums(p_.output.sums ? size_t(spans * 2 * k_pitch_) : 1);
-    AlignedBuffer<float> dw(p_.output.dw ? size_t(chunks_ * p_.n * k_pitch_) : 1);
+    const bool in_place = !together_ && p_.k == k_pitch_;
+    AlignedBuffer<float> chunks(p_.output.dw && !in_place ? size_t(chunks_ * p_.n * k_pitch_) : 1);
+    float* dw = in_place ? p_.output.dw : chunks.data();
     if (p_.output.dx && !p_.grid.is_dense()) clear_dx();
     if (together_) {
       parallel_for(chunks_, [&](int64_t chunk) {
         walk(chunk, p_.output.dx ? sums.data() + chunk * 2 * k_pitch_ : nullptr,
-             dw.data() + chunk * p_.n * k_pitch_);
+             dw + chunk * p_.n * k_pitch_);
       });
     } else {
       if (p_.output.dx)
@@ -54,13 +51,12 @@ class Backward {
           data_gradient(first, count, sums.data() + tile * 2 * k_pitch_, true);
         });
       if (p_.output.dw)
-        parallel_for(chunks_ * n_blocks_ * k_blocks_, [&](int64_t unit) {
-          const int64_t chunk = unit / (n_blocks_ * k_blocks_), block = unit % (n_blocks_ * k_blocks_);
-          walk_block(chunk, block / k_blocks_, block % k_blocks_, dw.data() + chunk * p_.n * k_pitch_);
-        });
+        weight_gradient_by_blocks<Words>(pixels_, p_.n, p_.k, dw, k_pitch_,
+                                         [&](int64_t pixel, int64_t begin, int64_t end, const auto& dy,
+                                             const auto& a) { fill_operands(pixel, begin, end, dy, a); });
     }
     if (p_.output.dx && p_.output.sums) merge_sums(sums.data(), spans, p_.k, k_pitch_, p_.output.sums);
-    if (p_.output.dw) merge_weight_gradients(dw.data(), chunks_, p_.n, p_.k, k_pitch_, p_.output.dw);
+    if (p_.output.dw && !in_place) merge_weight_gradients(dw, chunks_, p_.n, p_.k, k_pitch_, p_.output.dw);
   }
 
  private:
@@ -78,8 +74,7 @@ class Backward {
   // Fixed by the shape alone, so that any number of threads sums in one order.
   int64_t chunk_count() const {
     const int64_t count = ceil_div(pixels_, kChunkPixels);
-    const int64_t most = together_ ? kMostChunks : ceil_div(kLeastUnits, n_blocks_ * k_blocks_);
-    return count > most ? most : count;
+    return !together_ ? 1 : count > kMostChunks ? kMostChunks : count;
   }
   int64_t chunk_end(int64_t begin) const {
     return begin + chunk_rows_ < pixels_ ? begin + chunk_rows_ : pixels_;
@@ -98,22 +93,8 @@ class Backward {
       if (sums)
         both_gradients(first, count, sums, dw, first == begin);
       else
-        weight_gradient(first, count, dw, 0, p_.n, 0, p_.k, first > begin);
+        weight_gradient(first, count, dw, first > begin);
     }
-  }
-
-  // A block of dW over one chunk's pixels.
-  void walk_block(int64_t chunk, int64_t n_block, int64_t k_block, float* dw) {
-    const int64_t begin = chunk * chunk_rows_, end = chunk_end(begin);
-    const int64_t n0 = n_block * kBlockChannels, k0 = k_block * kBlockChannels;
-    const int64_t n1 = n0 + kBlockChannels < p_.n ? n0 + kBlockChannels : p_.n;
-    const int64_t k1 = k0 + kBlockChannels < p_.k ? k0 + kBlockChannels : p_.k;
-    constexpr int64_t kRows = kBlockRowWords * Words::kPerWord;
-    if (begin >= end)
-      for (int64_t n = n0; n < n1; ++n)
-        std::memset(dw + n * k_pitch_ + k0, 0, size_t(k1 - k0) * sizeof(float));
-    for (int64_t first = begin; first < end; first += kRows)
-      weight_gradient(first, end - first < kRows ? end - first : kRows, dw, n0, n1, k0, k1, first > begin);
   }
 
   void data_gradient(int64_t first, int64_t count, float* sums, bool first_of_unit) {
@@ -123,17 +104,21 @@ class Backward {
                   DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
   }
 
-  // dW of output channels [n0, n1) and input channels [k0, k1).
-  void weight_gradient(int64_t first, int64_t count, float* dw, int64_t n0, int64_t n1, int64_t k0,
-                       int64_t k1, bool accumulate) {
-    const WgradTile<Words> dy(thread_scratch(size_t(wgrad_floats<Words>(count, n1 - n0, k1 - k0))), count,
-                              n1 - n0);
-    const WgradTile<Words> a(dy.end(), count, k1 - k0);
+  void weight_gradient(int64_t first, int64_t count, float* dw, bool accumulate) {
+    const WgradTile<Words> dy(thread_scratch(size_t(wgrad_floats<Words>(count, p_.n, p_.k))), count, p_.n);
+    const WgradTile<Words> a(dy.end(), count, p_.k);
+    fill_operands(first, 0, dy.rows(), dy, a);
+    accumulate_weight_gradient(dy, a, dw, k_pitch_, accumulate);
+  }
+
+  // Rows [begin, end) of tiles whose first pixel is `first`.
+  void fill_operands(int64_t first, int64_t begin, int64_t end, const WgradTile<Words>& dy,
+                     const WgradTile<Words>& a) const {
     with_gradient<T>(p_.gradient, p_.n, [&](const auto& gradient) {
-      dy.fill([&](int64_t row) { return first + row; }, [&](int64_t c) { return gradient.at(n0 + c); });
+      dy.fill_rows(
+          begin, end, [&](int64_t row) { return first + row; }, [&](int64_t c) { return gradient.at(c); });
     });
-    fill_input(first, k0, a);
-    accumulate_weight_gradient(dy, a, dw + n0 * k_pitch_ + k0, k_pitch_, accumulate);
+    fill_input(first, begin, end, a);
   }
 
   // dy is made once, for the data gradient. Words of one pixel lie alike for both products; a pair's are
@@ -152,7 +137,7 @@ class Backward {
                      };
                    });
     const WgradTile<Words> a(Words::kPerWord == 1 ? scratch + tile : columns.end(), count, p_.k);
-    fill_input(first, 0, a);
+    fill_input(first, 0, a.rows(), a);
     accumulate_weight_gradient(columns, a, dw, k_pitch_, !first_of_unit);
     multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
                   DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
@@ -173,11 +158,11 @@ class Backward {
     });
   }
 
-  // Input channels from k0 on.
-  void fill_input(int64_t first, int64_t k0, const WgradTile<Words>& a) const {
+  void fill_input(int64_t first, int64_t begin, int64_t end, const WgradTile<Words>& a) const {
     with_prologue(p_.input.affine, [&](const auto& pre) {
-      a.fill([&](int64_t row) { return input_pixel(p_.grid, first + row); },
-             [&](int64_t c) { return input_column<T>(p_.input.x, pre, k0 + c, p_.k); });
+      a.fill_rows(
+          begin, end, [&](int64_t row) { return input_pixel(p_.grid, first + row); },
+          [&](int64_t c) { return input_column<T>(p_.input.x, pre, c, p_.k); });
     });
   }
 
@@ -193,7 +178,7 @@ class Backward {
 
   const PointwiseBackward& p_;
   const DxTarget target_;
-  const int64_t pixels_, k_pitch_, dy_words_, n_blocks_, k_blocks_;
+  const int64_t pixels_, k_pitch_, dy_words_;
   const bool together_;
   const int64_t rows_, chunks_, chunk_rows_;
 };
