@@ -92,14 +92,19 @@ def flatten(
     return kind, (scale, shift, mean, var)
 
 
+def _constant(vector: Tensor | None, acc: torch.dtype) -> Tensor | None:
+    """The vector in the accumulation dtype and without a history; itself where it is both."""
+    if vector is None or (vector.dtype is acc and not vector.requires_grad):
+        return vector
+    return vector.detach().to(acc)
+
+
 def applied(kind: Kind, scale, shift, mean, var, acc: torch.dtype) -> Applied:
     """The map in the accumulation dtype; mean and var are the batch's where the kind trains."""
-    scale = None if scale is None else scale.detach().to(acc)
-    shift = None if shift is None else shift.detach().to(acc)
+    scale, shift, mean, var = (_constant(t, acc) for t in (scale, shift, mean, var))
     if kind.name in ("none", "affine"):
         return Applied(scale, shift)
-    mean = mean.to(acc)
-    invstd = torch.rsqrt(var.to(acc) + kind.eps)
+    invstd = (var + kind.eps).rsqrt_()
     full = invstd if scale is None else scale * invstd
     moved = -mean * full if shift is None else torch.addcmul(shift, mean, full, value=-1)
     return Applied(full, moved, mean, invstd)
@@ -118,13 +123,13 @@ def gradient_coefficients(
         dscale = sums[1] if norm.invstd is None else sums[1] * norm.invstd
     if norm.scale is None:
         return None, dscale, dshift
-    zero = torch.zeros_like(norm.scale)
     if not kind.trains:
-        return torch.stack([norm.scale, zero, zero, zero]), dscale, dshift
+        zero = torch.zeros_like(norm.scale)
+        return torch.stack((norm.scale, zero, zero, zero)), dscale, dshift
     # The parameters' gradients stay this process's own.
     shared = sums if kind.group is None else sum_over(sums, kind.group)
-    slope = -norm.scale * norm.invstd.square() * shared[1] / count
-    return torch.stack([norm.scale, slope, norm.mean, -norm.scale * shared[0] / count]), dscale, dshift
+    constant, slope = (shared * norm.scale).div_(-count).unbind()
+    return torch.stack((norm.scale, slope * norm.invstd.square(), norm.mean, constant)), dscale, dshift
 
 
 @torch.no_grad()
