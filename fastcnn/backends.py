@@ -1,8 +1,9 @@
 """Which backend runs which primitive: one table, one choice, and an account of it.
 
 A backend is a package with a function of a primitive's name for each primitive that it has, and two questions:
-``unavailable() -> str | None`` (why it can run nothing here) and ``refuses(name, args) -> str | None`` (why it will not
-run this call: a dtype that it lacks, or a shape for which another backend is measured faster).
+``unavailable() -> str | None`` (why it can run nothing here) and ``refuses(name, args) -> str | None`` (why it cannot
+run this call). It may also have ``yields(name, args) -> str | None``: why it leaves a call to the backends after it
+unless it is forced, a shape for which one of them is measured faster.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 # Filled by fastcnn.ops.registry.register: the plain-torch implementation of every primitive.
 REFERENCES: dict[str, Callable] = {}
 
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+PREFERENCE = {"cpu": ("cpu", "unfused", "reference"), "cuda": ("cuda", "triton", "reference")}
+BACKENDS = ("cpu", "unfused", "cuda", "triton", "reference")
 
 
 class BackendError(RuntimeError):
@@ -82,6 +83,7 @@ class _Implementation(NamedTuple):
     function: Callable | None
     reason: str  # why there is none
     refuses: Callable[[str, Sequence], str | None]
+    yields: Callable[[str, Sequence], str | None]
 
 
 def _never(_primitive: str, _args: Sequence) -> None:
@@ -92,22 +94,26 @@ def _never(_primitive: str, _args: Sequence) -> None:
 def _implementation(backend: str, primitive: str) -> _Implementation:
     """The backend's function for a primitive, or None and the reason."""
     if backend == "reference":
-        return _Implementation(REFERENCES[primitive], "", _never)
+        return _Implementation(REFERENCES[primitive], "", _never, _never)
     try:
         module = importlib.import_module(f"fastcnn.{backend}")
     except ImportError as error:
-        return _Implementation(None, str(error), _never)
+        return _Implementation(None, str(error), _never, _never)
     reason = module.unavailable()
     if reason:
-        return _Implementation(None, reason, _never)
+        return _Implementation(None, reason, _never, _never)
     function = getattr(module, primitive, None)
-    return _Implementation(function, "" if function else f"the {backend} backend has no {primitive}", module.refuses)
+    reason = "" if function else f"the {backend} backend has no {primitive}"
+    return _Implementation(function, reason, module.refuses, getattr(module, "yields", _never))
 
 
 def refusal(backend: str, primitive: str, args: Sequence) -> str | None:
     """Why a backend will not run this call, or None if it will."""
     implementation = _implementation(backend, primitive)
-    return implementation.refuses(primitive, args) if implementation.function else implementation.reason
+    if not implementation.function:
+        return implementation.reason
+    reason = implementation.refuses(primitive, args)
+    return implementation.yields(primitive, args) if reason is None and not _forced else reason
 
 
 def _order(args: Sequence) -> Sequence[str]:

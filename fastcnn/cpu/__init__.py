@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastcnn import native
+from fastcnn import backends, native
 from fastcnn.cpu.affine_act import (
     affine_act_dgrad,
     affine_act_fwd,
@@ -20,6 +20,7 @@ from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
 from fastcnn.cpu.max_pool2d import max_pool2d_bwd, max_pool2d_fwd
+from fastcnn.cpu.measured import faster_unfused
 from fastcnn.cpu.packing import PackedWeight, pack_pointwise
 from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
 from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
@@ -64,6 +65,12 @@ def _refuses_shape(primitive: str, args: Sequence) -> str | None:
     if primitive == "inverted_residual_fwd" and args[2].shape[0] != args[1].shape[0]:
         return "the fused block takes a depth multiplier of 1"
     return None
+
+
+def yields(primitive: str, args: Sequence) -> str | None:
+    """Why this call should rather run on the unfused backend, or None."""
+    reason = faster_unfused(primitive, args)
+    return reason if reason and backends.refusal("unfused", primitive, args) is None else None
 
 
 def refuses(primitive: str, args: Sequence) -> str | None:

@@ -13,19 +13,19 @@ from fastcnn.cpu import memory
 
 def _names() -> list[str]:
     module = native.module()
-    return ["reference", *([f"cpu-{isa}" for isa in module.isa_available()] if module else ["cpu"])]
+    return ["reference", "unfused", *([f"cpu-{isa}" for isa in module.isa_available()] if module else ["cpu"])]
 
 
 @pytest.fixture(params=_names())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend to force (see `forced`): "reference", or "cpu" with one instruction set active throughout."""
+    """The backend to force: "reference", "unfused", or "cpu" with one instruction set active throughout."""
     name, _, isa = request.param.partition("-")
-    if name == "reference":
+    module = native.module()
+    if module is None and name != "reference":
+        pytest.skip("native module not built")
+    if not isa:
         yield name
         return
-    module = native.module()
-    if module is None:
-        pytest.skip("native module not built")
     before = module.isa_active()
     module.set_isa(isa)
     yield name
@@ -36,6 +36,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def preferred(backend: str) -> Iterator[None]:
     """The backend where it has the primitive; what it lacks falls back to the reference, as in a user's call."""
+    if backend == "unfused":
+        pytest.skip("the unfused backend has few primitives; it takes part where the cpu backend leaves calls to it")
     if backend == "reference":
         with backends.force(backend):
             yield

@@ -1,0 +1,98 @@
+"""Which calls the cpu backend leaves to torch's convolution, and that explain says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcnn import backends, explain, native
+from fastcnn.cpu import measured
+from fastcnn.nn import DepthwiseConv2d
+from fastcnn.ops import conv2d
+
+ONE = (1, 1)
+
+
+@pytest.fixture(autouse=True)
+def measured_isa() -> Iterator[None]:
+    """An instruction set for which there are measurements."""
+    module = native.module()
+    isas = [isa for isa in measured.ISAS if module and isa in module.isa_available()]
+    if not isas:
+        pytest.skip(f"needs one of {', '.join(measured.ISAS)}")
+    before = module.isa_active()
+    module.set_isa(isas[-1])
+    yield
+    module.set_isa(before)
+
+
+def forward(channels: int, groups: int, size: int, dtype: torch.dtype) -> tuple:
+    x = torch.randn(1, channels, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels // groups, 3, 3)
+    return x, weight, None, None, 0, None, None, 0, None, ONE, ONE, ONE, groups, True
+
+
+def backward(args: tuple, need_sums: bool) -> tuple:
+    x, weight, *_, groups, _ = args
+    upstream = (torch.randn_like(x), None, None, None, 0, None)
+    return (*upstream, x, None, None, 0, None, weight, ONE, ONE, ONE, groups, True, True, need_sums)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "dtype", "expected"),
+    [
+        (1024, 32, 7, torch.float32, "unfused"),
+        (1024, 32, 14, torch.float32, "cpu"),
+        (512, 32, 7, torch.float32, "cpu"),
+        (256, 32, 28, torch.bfloat16, "unfused"),
+        (128, 32, 28, torch.bfloat16, "cpu"),
+        (64, 1, 7, torch.bfloat16, "cpu"),
+    ],
+)
+def test_grouped_convolutions(channels: int, groups: int, size: int, dtype: torch.dtype, expected: str) -> None:
+    args = forward(channels, groups, size, dtype)
+    assert backends.selected("conv2d_fwd", args) == expected
+    assert backends.selected("conv2d_bwd", backward(args, need_sums=False)) == expected
+    with backends.force("cpu"):
+        assert backends.selected("conv2d_fwd", args) == "cpu"
+
+
+def test_what_the_unfused_backend_refuses_stays() -> None:
+    args = forward(256, 32, 28, torch.bfloat16)
+    assert backends.selected("conv2d_bwd", backward(args, need_sums=True)) == "cpu"
+
+
+def test_sets_without_measurements_keep_their_calls() -> None:
+    native.module().set_isa("portable")
+    assert backends.selected("conv2d_fwd", forward(256, 32, 28, torch.bfloat16)) == "cpu"
+
+
+def test_explain_names_the_reason() -> None:
+    layer = DepthwiseConv2d(64, 64, 3, padding=1, bias=False)
+    rows = explain(nn.Sequential(layer), torch.randn(2, 64, 56, 56)).rows
+    (row,) = [r for r in rows if r.op == "depthwise_fwd"]
+    assert (row.backend, row.why) == (
+        "unfused", "cpu: depthwise outputs of 1.5 to 32 MiB with nothing to fuse are measured faster there",
+    )  # fmt: skip
+    rows = explain(nn.Sequential(layer), torch.randn(2, 64, 14, 14)).rows
+    assert [r.backend for r in rows if r.op == "depthwise_fwd"] == ["cpu"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_through_both_backends(dtype: torch.dtype) -> None:
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(2, 1024, 7, 7).to(dtype).requires_grad_()
+        weight = (torch.randn(1024, 32, 3, 3) / 17).requires_grad_()
+        y = conv2d(x, weight, padding=1, groups=32)
+        y.backward(torch.randn(y.shape).to(dtype))
+        return [y, x.grad, weight.grad]
+
+    left = run()
+    with backends.force("cpu"):
+        own = run()
+    for a, b in zip(left, own, strict=True):
+        assert (a.float() - b.float()).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * b.float().norm()
