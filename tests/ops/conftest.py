@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,37 +12,41 @@ from fastcnn import backends, native
 from fastcnn.cpu import memory
 
 
-def _names() -> list[str]:
+def _cpu_names() -> list[str]:
     module = native.module()
-    return ["reference", "unfused", *([f"cpu-{isa}" for isa in module.isa_available()] if module else ["cpu"])]
+    return [f"cpu-{isa}" for isa in module.isa_available()] if module else ["cpu"]
 
 
-@pytest.fixture(params=_names())
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend to force: "reference", "unfused", or "cpu" with one instruction set active throughout."""
-    name, _, isa = request.param.partition("-")
-    module = native.module()
-    if module is None and name != "reference":
+@contextlib.contextmanager
+def _isa_of(name: str) -> Iterator[None]:
+    """The instruction set in "cpu-<isa>" is active throughout."""
+    module, isa = native.module(), name.partition("-")[2]
+    if module is None:
         pytest.skip("native module not built")
     if not isa:
-        yield name
+        yield
         return
     before = module.isa_active()
     module.set_isa(isa)
-    yield name
+    yield
     assert module.isa_active() == isa
     module.set_isa(before)
 
 
-@pytest.fixture
-def preferred(backend: str) -> Iterator[None]:
-    """The backend where it has the primitive; what it lacks falls back to the reference, as in a user's call."""
-    if backend == "unfused":
-        pytest.skip("the unfused backend has few primitives; it takes part where the cpu backend leaves calls to it")
-    if backend == "reference":
-        with backends.force(backend):
-            yield
-    else:
+@pytest.fixture(params=["reference", "unfused", *_cpu_names()])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend to force: "reference", "unfused", or "cpu" with one instruction set."""
+    if request.param == "reference":
+        yield "reference"
+        return
+    with _isa_of(request.param):
+        yield request.param.partition("-")[0]
+
+
+@pytest.fixture(params=["reference", *_cpu_names()])
+def preferred(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A user's call: of the cpu backend with one instruction set what it takes, the rest of those after it."""
+    with backends.force("reference") if request.param == "reference" else _isa_of(request.param):
         yield
 
 
