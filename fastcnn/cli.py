@@ -81,6 +81,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup-epochs", type=float, metavar="E", help="(a tenth of the run, at most 1)")
     parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="P", help="(0)")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights with this decay per step")
+    parser.add_argument("--sync-batchnorm", action="store_true", help="under torchrun: statistics of all processes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--image-size", type=int, metavar="S", help="pixels along an axis (32; imagefolder: 224)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="weights, order and augmentation (0)")

@@ -34,6 +34,7 @@ class TrainConfig:
         warmup_epochs: length of the warm-up, fractions allowed; None: a tenth of the run, at most one epoch.
         label_smoothing: probability mass spread over all classes, in the training loss only.
         ema: decay per step of an exponential moving average of weights and statistics; None: no average.
+        sync_batchnorm: whether BatchNorm's batch in training is that of all processes together.
         dtype: float32, or bfloat16 for autocast (weights and optimiser stay float32).
         seed: of the initial weights, the order of the images and their augmentation.
         workers: processes that decode images (imagefolder only; the other sets are in memory).
@@ -60,6 +61,7 @@ class TrainConfig:
     warmup_epochs: float | None = None
     label_smoothing: float = 0.0
     ema: float | None = None
+    sync_batchnorm: bool = False
     dtype: str = "float32"
     seed: int = 0
     workers: int = 2

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.models import create_model
+from fastcnn.nn import convert_sync_batchnorm
 from fastcnn.training import checkpoint
 from fastcnn.training.config import TrainConfig
 from fastcnn.training.data import Data, open_data
@@ -73,6 +74,8 @@ class Trainer:
         self.config, self.data, self.group, self.reporter = config, data, group, reporter
         torch.manual_seed(derived_seed("weights", config.seed))
         self.model = create_model(config.model, num_classes=data.num_classes).to(group.device)
+        if config.sync_batchnorm:
+            self.model = convert_sync_batchnorm(self.model)
         _check_fits(self.model, config, data.num_classes, group.device)
         self.optimizer = make_optimizer(self.model, config.lr, config.momentum, config.nesterov, config.weight_decay)
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
@@ -262,7 +265,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> TrainResult:
     last.pt is what a run goes on from, bit for bit on the same machine with as many threads; best.pt holds, under
     "model", the weights with the best test accuracy (the averaged ones with `ema`), which
     `fastcnn.models.create_model` takes as weights. Under torchrun the processes share each batch and the first one
-    writes; BatchNorm's statistics in training are each process's own, and the first one's are kept.
+    writes; without `sync_batchnorm` BatchNorm's statistics in training are each process's own, and the first one's are
+    kept.
 
     Args:
         config: what to train, on what, how and where to.

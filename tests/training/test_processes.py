@@ -84,10 +84,10 @@ def test_two_processes_resume_bit_for_bit(root: Path) -> None:
         assert_same(ours["model"], theirs["model"])
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(root: Path) -> None:
-    finish(*start_pair(root, "model='linear'"))
-    alone = train(config(root, model="linear", output=root / "alone"))
+@pytest.mark.parametrize("options", [{"model": "linear"}, {"model": "without_dropout", "sync_batchnorm": True}])
+def test_two_processes_train_as_one_does(root: Path, options: dict[str, object]) -> None:
+    finish(*start_pair(root, *(f"{name}={value!r}" for name, value in options.items())))
+    alone = train(config(root, **options, output=root / "alone"))
     ours, _ = results(root)
     for key, value in alone.model.state_dict().items():
         torch.testing.assert_close(ours["model"][key], value)
