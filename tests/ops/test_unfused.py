@@ -60,6 +60,21 @@ def test_grouped_convolutions(channels: int, groups: int, size: int, dtype: torc
         assert backends.selected("conv2d_fwd", args) == "cpu"
 
 
+def test_plain_depthwise_convolutions() -> None:
+    x, weight = torch.randn(2, 64, 56, 56).contiguous(memory_format=torch.channels_last), torch.randn(64, 1, 3, 3)
+    scale, where = torch.ones(64), (ONE, ONE, ONE)
+    plain = (x, weight, None, None, 0, None, None, 0, None, *where, False)
+    fused = (
+        (x, weight, scale, None, 0, None, None, 0, None, *where, False),
+        (x, weight, None, None, 1, None, None, 0, None, *where, False),
+        (x, weight, None, None, 0, None, scale, 0, None, *where, False),
+        (x, weight, None, None, 0, None, None, 0, x, *where, False),
+        (x, weight, None, None, 0, None, None, 0, None, *where, True),
+    )
+    assert backends.selected("depthwise_fwd", plain) == "unfused"
+    assert {backends.selected("depthwise_fwd", args) for args in fused} == {"cpu"}
+
+
 def test_what_the_unfused_backend_refuses_stays() -> None:
     args = forward(256, 32, 28, torch.bfloat16)
     assert backends.selected("conv2d_bwd", backward(args, need_sums=True)) == "cpu"
