@@ -1,13 +1,17 @@
 """Calls that the cpu backend leaves to torch's own convolution (the unfused backend), because that was measured faster.
 
-Ratios are times of the unfused backend over this one's, 2 cores of a Zen 4 (AVX-512, bf16 dot products), batch 1 and 8.
-They are no statement about other instruction sets, where everything stays here.
+Ratios are times of the unfused backend over this one's, 2 cores, batch 1 and 8, of an AMD Zen 4 (bf16 dot products at
+twice the float32 rate) and an Intel Emerald Rapids without AMX (at half of it: bf16 is widened here, in torch it is
+slower than float32). They are no statement about other processors and instruction sets, where everything stays here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,19 +21,72 @@ from fastcnn.ops.layout import conv_out_size
 
 Pair = tuple[int, int]
 ISAS = ("avx512", "avx512_bf16")
-# Plain depthwise outputs of MobileNet-v2 and Xception: 0.27 to 1.09, mostly 0.6 to 0.95. Below, torch's call costs more
-# than it saves; above, malloc gives memory back to the system after each call and torch takes 2.5 to 3.4 times as long.
-PLAIN_DEPTHWISE_BYTES = (1536 << 10, 32 << 20)
+
+
+class _Groups(NamedTuple):
+    """Grouped convolutions that are faster unfused: from a width on, up to a size of the output, strided ones or not."""
+
+    channels: int
+    pixels: float = math.inf
+    strided: bool = True
+
+    def has(self, channels: int, pixels: int, stride: Pair) -> bool:
+        """Whether a convolution is one of them."""
+        return channels >= self.channels and pixels <= self.pixels and (self.strided or max(stride) == 1)
+
+    def __str__(self) -> str:
+        where = "" if self.pixels == math.inf else f" on outputs of at most {self.pixels} pixels"
+        return f"groups of {self.channels} channels and more{where}"
+
+
+class _Rules(NamedTuple):
+    groups: dict[torch.dtype, _Groups]
+    depthwise_bytes: Pair | None  # of outputs with nothing to fuse, at least and at most
+
+
+_RULES = {
+    "AuthenticAMD": _Rules(
+        {
+            # ResNeXt's groups of 8 to 64: forward 0.56 to 1.28, in the mean 0.75; backward 0.40 to 0.86.
+            torch.bfloat16: _Groups(8),
+            # On maps of 7 x 7: 0.48 to 0.75; on 14 x 14 1.13 to 1.23. Lines of 7 pixels fill half a tile.
+            torch.float32: _Groups(32, 49),
+        },
+        # MobileNet-v2's and Xception's: 0.27 to 1.09, mostly 0.6 to 0.95. Below, torch's call costs more than it saves;
+        # above, malloc gives memory back to the system after each call and torch takes 2.5 to 3.4 times as long.
+        (1536 << 10, 32 << 20),
+    ),
+    "GenuineIntel": _Rules(
+        {
+            # 32 channels on 7 x 7: forward 0.73 to 1.10, backward 0.80 to 0.95; fewer: 0.77 to 3.8, in the mean 1.5.
+            torch.bfloat16: _Groups(32, 49),
+            # 16 on 14 x 14 and 32 on 7 x 7: forward 0.64 to 1.03, backward 0.63 to 0.83; with a stride 0.90 to 1.31.
+            torch.float32: _Groups(16, 196, strided=False),
+        },
+        None,  # 0.76 to 1.8, in the mean 1.3
+    ),
+}
+
+
+@cache
+def vendor() -> str:
+    """The processor's vendor as CPUID names it; empty where Linux does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def faster_unfused(primitive: str, args: Sequence) -> str | None:
     """Why torch's convolution should run this call, or None."""
+    rules = _RULES.get(vendor())
+    if rules is None:
+        return None
     if primitive == "conv2d_fwd":
-        reason = _grouped(*args[:2], *args[9:13])
+        reason = _grouped(rules, *args[:2], *args[9:13])
     elif primitive == "conv2d_bwd":
-        reason = _grouped(args[6], *args[11:16])
+        reason = _grouped(rules, args[6], args[11], *args[13:17])
     elif primitive == "depthwise_fwd" and not any(isinstance(a, Tensor) or a for a in (*args[2:9], args[12])):
-        reason = _plain_depthwise(*args[:2], *args[9:12])
+        reason = _plain_depthwise(rules, *args[:2], *args[9:12])
     else:
         return None
     return reason if reason and native.module().isa_active() in ISAS else None
@@ -41,22 +98,23 @@ def _output_pixels(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilat
     return math.prod(sizes)
 
 
-def _grouped(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> str | None:
-    width = weight.shape[1]
-    if groups == 1 or width < 8:
+def _grouped(
+    rules: _Rules, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> str | None:
+    faster = rules.groups.get(x.dtype)
+    pixels = _output_pixels(x, weight, stride, padding, dilation)
+    if groups == 1 or faster is None or not faster.has(weight.shape[1], pixels, stride):
         return None
-    if x.dtype is torch.bfloat16:
-        # ResNeXt's groups of 8 to 64: forward 0.56 to 1.28, in the mean 0.75; backward 0.40 to 0.86.
-        return "groups of 8 channels and more in bfloat16 are measured faster there"
-    # Groups of 32 and 64 on maps of 7 x 7: 0.48 to 0.75; on 14 x 14 1.13 to 1.23. Lines of 7 pixels fill half a tile.
-    if width >= 32 and _output_pixels(x, weight, stride, padding, dilation) <= 49:
-        return "groups of 32 channels and more on small maps are measured faster there"
-    return None
+    return f"{faster} in {str(x.dtype).removeprefix('torch.')} are measured faster there"
 
 
-def _plain_depthwise(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> str | None:
+def _plain_depthwise(
+    rules: _Rules, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
+) -> str | None:
+    if rules.depthwise_bytes is None or max(weight.shape[2:]) > 7:
+        return None
     values = x.shape[0] * weight.shape[0] * _output_pixels(x, weight, stride, padding, dilation)
-    least, most = PLAIN_DEPTHWISE_BYTES
-    if max(weight.shape[2:]) > 7 or not least <= values * x.element_size() <= most:
+    least, most = rules.depthwise_bytes
+    if not least <= values * x.element_size() <= most:
         return None
     return "depthwise outputs of 1.5 to 32 MiB with nothing to fuse are measured faster there"

@@ -16,9 +16,13 @@ from fastcnn.ops import conv2d
 ONE = (1, 1)
 
 
+AMD, INTEL = "AuthenticAMD", "GenuineIntel"
+
+
 @pytest.fixture(autouse=True)
-def measured_isa() -> Iterator[None]:
-    """An instruction set for which there are measurements."""
+def measured_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An instruction set and, unless a test says otherwise, a processor for which there are measurements."""
+    monkeypatch.setattr(measured, "vendor", lambda: AMD)
     module = native.module()
     isas = [isa for isa in measured.ISAS if module and isa in module.isa_available()]
     if not isas:
@@ -38,21 +42,30 @@ def forward(channels: int, groups: int, size: int, dtype: torch.dtype) -> tuple:
 def backward(args: tuple, need_sums: bool) -> tuple:
     x, weight, *_, groups, _ = args
     upstream = (torch.randn_like(x), None, None, None, 0, None)
-    return (*upstream, x, None, None, 0, None, weight, ONE, ONE, ONE, groups, True, True, need_sums)
+    return (*upstream, x, None, None, 0, None, weight, None, ONE, ONE, ONE, groups, True, True, need_sums)
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups", "size", "dtype", "expected"),
+    ("vendor", "channels", "groups", "size", "dtype", "expected"),
     [
-        (1024, 32, 7, torch.float32, "unfused"),
-        (1024, 32, 14, torch.float32, "cpu"),
-        (512, 32, 7, torch.float32, "cpu"),
-        (256, 32, 28, torch.bfloat16, "unfused"),
-        (128, 32, 28, torch.bfloat16, "cpu"),
-        (64, 1, 7, torch.bfloat16, "cpu"),
+        (AMD, 1024, 32, 7, torch.float32, "unfused"),
+        (AMD, 1024, 32, 14, torch.float32, "cpu"),
+        (AMD, 512, 32, 7, torch.float32, "cpu"),
+        (AMD, 256, 32, 28, torch.bfloat16, "unfused"),
+        (AMD, 128, 32, 28, torch.bfloat16, "cpu"),
+        (AMD, 64, 1, 7, torch.bfloat16, "cpu"),
+        (INTEL, 512, 32, 14, torch.float32, "unfused"),
+        (INTEL, 512, 32, 15, torch.float32, "cpu"),
+        (INTEL, 256, 32, 14, torch.float32, "cpu"),
+        (INTEL, 1024, 32, 7, torch.bfloat16, "unfused"),
+        (INTEL, 512, 32, 7, torch.bfloat16, "cpu"),
+        ("HygonGenuine", 1024, 32, 7, torch.float32, "cpu"),
     ],
 )
-def test_grouped_convolutions(channels: int, groups: int, size: int, dtype: torch.dtype, expected: str) -> None:
+def test_grouped_convolutions(
+    vendor: str, channels: int, groups: int, size: int, dtype: torch.dtype, expected: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(measured, "vendor", lambda: vendor)
     args = forward(channels, groups, size, dtype)
     assert backends.selected("conv2d_fwd", args) == expected
     assert backends.selected("conv2d_bwd", backward(args, need_sums=False)) == expected
@@ -60,7 +73,14 @@ def test_grouped_convolutions(channels: int, groups: int, size: int, dtype: torc
         assert backends.selected("conv2d_fwd", args) == "cpu"
 
 
-def test_plain_depthwise_convolutions() -> None:
+def test_strided_groups_stay_on_intel(monkeypatch) -> None:
+    monkeypatch.setattr(measured, "vendor", lambda: INTEL)
+    x, weight, *head, _, padding, dilation, groups, stats = forward(1024, 32, 14, torch.float32)
+    strided = (x, weight, *head, (2, 2), padding, dilation, groups, stats)
+    assert backends.selected("conv2d_fwd", strided) == "cpu"
+
+
+def test_plain_depthwise_convolutions(monkeypatch) -> None:
     x, weight = torch.randn(2, 64, 56, 56).contiguous(memory_format=torch.channels_last), torch.randn(64, 1, 3, 3)
     scale, where = torch.ones(64), (ONE, ONE, ONE)
     plain = (x, weight, None, None, 0, None, None, 0, None, *where, False)
@@ -73,6 +93,8 @@ def test_plain_depthwise_convolutions() -> None:
     )
     assert backends.selected("depthwise_fwd", plain) == "unfused"
     assert {backends.selected("depthwise_fwd", args) for args in fused} == {"cpu"}
+    monkeypatch.setattr(measured, "vendor", lambda: INTEL)
+    assert backends.selected("depthwise_fwd", plain) == "cpu"
 
 
 def test_what_the_unfused_backend_refuses_stays() -> None:
