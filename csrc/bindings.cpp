@@ -68,13 +68,14 @@ BackwardInput backward_input(const py::tuple& t) {
   return b;
 }
 
-// (dx, dx_ld, dw, sums)
+// (dx, dx_ld, dw, sums, residual, residual_ld)
 BackwardOutput backward_output(const py::tuple& t) {
   BackwardOutput o;
   o.dx = reinterpret_cast<void*>(t[0].cast<Pointer>());
   o.dx_ld = t[1].cast<int64_t>();
   o.dw = mutable_floats(t[2].cast<Pointer>());
   o.sums = mutable_floats(t[3].cast<Pointer>());
+  o.residual = activations(t[4].cast<Pointer>(), t[5].cast<int64_t>());
   return o;
 }
 

@@ -16,8 +16,7 @@ struct DxTarget {
   BackwardOutput output;
 };
 
-// Masks gradients by the input's prologue, with their two sums in `sums`
-// [2][pitch].
+// Masks gradients by the input's prologue, with their two sums in `sums` [2][pitch], and adds the residual.
 template <class T>
 struct DxSink : RegisterSink {
   const DxTarget& p;
@@ -43,14 +42,25 @@ struct DxSink : RegisterSink {
     return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
   }
 
+  // What is stored: the gradient plus the residual.
+  V stored(V g, int64_t row, int64_t column, int64_t n) const {
+    return p.output.residual.data ? add(g, load_upto(residual(row, column), n)) : g;
+  }
+  const T* residual(int64_t row, int64_t column) const {
+    return static_cast<const T*>(p.output.residual.data) +
+           input_pixel(p.grid, first + row) * p.output.residual.ld + column;
+  }
+
   // Fetches a row of x and dx into L2.
   void prefetch(int64_t row) const {
     const char *from = reinterpret_cast<const char*>(x(row, 0)),
-               *to = reinterpret_cast<const char*>(dx(row, 0));
+               *to = reinterpret_cast<const char*>(dx(row, 0)),
+               *other = reinterpret_cast<const char*>(residual(row, 0));
     const int64_t bytes = p.k * int64_t(sizeof(T));
     for (int64_t at = 0; at < bytes; at += 64) {
       if (p.input.affine.act || p.output.sums) __builtin_prefetch(from + at, 0, 2);
       __builtin_prefetch(to + at, 1, 2);
+      if (p.output.residual.data) __builtin_prefetch(other + at, 0, 2);
     }
   }
 
@@ -68,7 +78,7 @@ struct DxSink : RegisterSink {
           if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
           totals.add(g, sub(value, mean));
         }
-        store_upto(dx(row + r, at), g, n);
+        store_upto(dx(row + r, at), stored(g, row + r, at, n), n);
       }
       totals.save(*this, at, row);
     }
@@ -81,6 +91,10 @@ struct DxSink : RegisterSink {
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = column + v * kLanes;
       if (!pre.act && !sums) {
+        if (p.output.residual.data) {
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) acc[r][v] = add(acc[r][v], load(residual(row + r, at)));
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) store(dx(row + r, at), acc[r][v]);
         continue;
@@ -94,7 +108,7 @@ struct DxSink : RegisterSink {
         const V value = load(x(row + r, at));
         if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
         totals.add(acc[r][v], sub(value, mean));
-        store(dx(row + r, at), acc[r][v]);
+        store(dx(row + r, at), stored(acc[r][v], row + r, at, kLanes));
       }
       totals.save(*this, at, row);
     }

@@ -55,12 +55,14 @@ struct BackwardInput {
   const float* mean = nullptr;
 };
 
-// Where a backward writes; null is not asked for. sums is [2, K]: sum dx, sum dx * (x - mean).
+// Where a backward writes; null is not asked for. sums is [2, K]: sum dx, sum dx * (x - mean), before the
+// residual, another gradient of x, is added to dx.
 struct BackwardOutput {
   void* dx = nullptr;
   int64_t dx_ld = 0;
   float* dw = nullptr;
   float* sums = nullptr;
+  Activations residual;
 };
 
 }  // namespace fastcnn

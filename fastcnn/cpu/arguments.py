@@ -22,6 +22,14 @@ def floats(v: Tensor | None) -> Tensor | None:
     return v.detach().to(torch.float32).contiguous()
 
 
+def backward_output(dx: Tensor | None, dw: Tensor | None, sums: Tensor | None, residual: Tensor | None = None) -> tuple:
+    """A BackwardOutput; None is not asked for."""
+    ld = 0 if dx is None else dx.shape[1]
+    return (
+        pointer(dx), ld, pointer(dw), pointer(sums), pointer(residual), 0 if residual is None else pixel_stride(residual)
+    )  # fmt: skip
+
+
 def epilogue(
     scale: Tensor | None,
     shift: Tensor | None,

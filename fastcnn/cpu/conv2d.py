@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, source
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
@@ -89,6 +89,7 @@ def conv2d_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -99,7 +100,7 @@ def conv2d_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.conv2d.conv2d_bwd; dw has the weight's memory format."""
     grad, x = to_nhwc(grad), to_nhwc(x)
-    y = None if y is None else to_nhwc(y)
+    y, residual = (None if t is None else to_nhwc(t) for t in (y, residual))
     vectors = [floats(v) for v in (y_scale, y_shift, coef, x_scale, x_shift, x_mean)]
     y_scale, y_shift, coef, x_scale, x_shift, x_mean = vectors
     weight = source(weight)
@@ -114,8 +115,7 @@ def conv2d_bwd(
          pointer(y_scale), pointer(y_shift), y_act, pointer(coef)),
         (x.data_ptr(), pixel_stride(x), pointer(x_scale), pointer(x_shift), x_act, pointer(x_mean)),
         _weight(weight),
-        (dx.data_ptr() if need_dx else 0, x.shape[1], dw.data_ptr() if need_dw else 0,
-         sums.data_ptr() if need_sums else 0),
+        backward_output(dx if need_dx else None, dw if need_dw else None, sums if need_sums else None, residual),
         _weight(dw),
     )  # fmt: skip
     return dx, dw if need_dw else dw.flatten(), sums

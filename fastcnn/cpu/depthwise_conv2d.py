@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
 
@@ -87,7 +87,6 @@ def depthwise_bwd(
          pointer(y_scale), pointer(y_shift), y_act, pointer(coef)),
         (x.data_ptr(), pixel_stride(x), pointer(x_scale), pointer(x_shift), x_act, pointer(x_mean)),
         weight.data_ptr(),
-        (dx.data_ptr() if need_dx else 0, x.shape[1], dw.data_ptr() if need_dw else 0,
-         sums.data_ptr() if need_sums else 0),
+        backward_output(dx if need_dx else None, dw if need_dw else None, sums if need_sums else None),
     )  # fmt: skip
     return dx, dw, sums

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
+from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, packed_dgrad, packed_forward
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
@@ -61,6 +61,7 @@ def pointwise_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     need_dx: bool,
     need_dw: bool,
@@ -68,7 +69,7 @@ def pointwise_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.pointwise_conv2d.pointwise_bwd."""
     grad, x = to_nhwc(grad), to_nhwc(x)
-    y = None if y is None else to_nhwc(y)
+    y, residual = (None if t is None else to_nhwc(t) for t in (y, residual))
     vectors = [floats(v) for v in (y_scale, y_shift, coef, x_scale, x_shift, x_mean)]
     y_scale, y_shift, coef, x_scale, x_shift, x_mean = vectors
     channels, k = weight.shape[:2]
@@ -82,7 +83,6 @@ def pointwise_bwd(
          pointer(y_scale), pointer(y_shift), y_act, pointer(coef)),
         (x.data_ptr(), pixel_stride(x), pointer(x_scale), pointer(x_shift), x_act, pointer(x_mean)),
         pointer(packed),
-        (dx.data_ptr() if need_dx else 0, x.shape[1], dw.data_ptr() if need_dw else 0,
-         sums.data_ptr() if need_sums else 0),
+        backward_output(dx if need_dx else None, dw if need_dw else None, sums if need_sums else None, residual),
     )  # fmt: skip
     return dx, dw, sums

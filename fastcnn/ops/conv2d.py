@@ -67,6 +67,7 @@ def conv2d_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -75,7 +76,7 @@ def conv2d_bwd(
     need_dw: bool,
     need_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward of conv2d_fwd. Returns dx, dw, sums."""
+    """Backward of conv2d_fwd. Returns dx, to which residual is added after its sums are taken, dw, sums."""
     acc = accumulation_dtype(x)
     dy = gradient_prologue(grad, y, y_scale, y_shift, y_act, coef)
     a = prologue(x, x_scale, x_shift, x_act)
@@ -92,6 +93,7 @@ def conv2d_bwd(
     if x_act != activations.NONE:
         dx = dx * activations.derivative(affine(x, x_scale, x_shift), x_act)
     sums = gradient_sums(dx, x, x_mean) if need_sums else empty  # before rounding: what cancels has no digits to spare
+    dx = dx if residual is None else dx + residual
     return dx.to(grad.dtype).contiguous(memory_format=torch.channels_last), dw, sums
 
 

@@ -1,8 +1,9 @@
 """A chain of convolutions with deferred normalisation: the one autograd function behind every fused op.
 
 Raw convolution outputs pass from convolution to convolution; each one's normalisation and activation are the next
-one's prologue, forward and backward, and exist in registers only. Saved for backward are the input and the raw outputs;
-activations are recomputed. Only the last normalisation is written to memory, with the activation and the residual.
+one's prologue, forward and backward, and exist in registers only. Saved for backward are the raw outputs, and the input
+where it cannot be made again (rematerialization.py); activations are recomputed. Only the last normalisation is written
+to memory, with the activation and the residual.
 A pre-activation chain (BatchNorm, activation, convolution) begins with an identity "convolution": its raw output is x.
 """
 
@@ -29,6 +30,7 @@ from fastcnn.ops.normalisation import (
     gradient_coefficients,
     update_running_statistics,
 )
+from fastcnn.ops.rematerialization import input_of, is_remade, output_of, release, saved
 from fastcnn.ops.validation import Labels, check_chain
 
 Pair = tuple[int, int]
@@ -90,33 +92,41 @@ def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool):
     return ops.conv2d_fwd(x, weights[0], *head, None, None, 0, None, *geometry, g.groups, stats)
 
 
-def _convolve_backward(g: _Geometry, upstream, x, pre: Applied, act: int, weights, need_dx, need_dw, need_sums):
-    """dx, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
+def _plus(dx: Tensor, residual: Tensor | None) -> Tensor:
+    return dx if residual is None else dx + residual
+
+
+def _convolve_backward(
+    g: _Geometry, upstream, x, pre: Applied, act: int, weights, residual, need_dx, need_dw, need_sums
+):
+    """dx plus residual, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
     source = (x, pre.scale, pre.shift, act, pre.mean)
     geometry = (g.stride, g.padding, g.dilation)
     if g.op == "pointwise":
-        dx, dw, sums = ops.pointwise_bwd(*upstream, *source, weights[0], g.stride, need_dx, need_dw[0], need_sums)
+        dx, dw, sums = ops.pointwise_bwd(
+            *upstream, *source, weights[0], residual, g.stride, need_dx, need_dw[0], need_sums
+        )
         return dx, (dw, None), sums
     if g.op == "depthwise":
         dx, dw, sums = ops.depthwise_bwd(*upstream, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums)
-        return dx, (dw, None), sums
+        return _plus(dx, residual), (dw, None), sums
     if g.op == "conv2d":
         dx, dw, sums = ops.conv2d_bwd(
-            *upstream, *source, weights[0], *geometry, g.groups, need_dx, need_dw[0], need_sums
+            *upstream, *source, weights[0], residual, *geometry, g.groups, need_dx, need_dw[0], need_sums
         )
         return dx, (dw, None), sums
     # The depthwise output was never stored: make it again, it costs less than the traffic of keeping it.
     mid, _, _ = _convolve(g._replace(op="depthwise"), x, weights[:1], pre, act, False)
     need_mid = need_dx or need_dw[0]
     dmid, dpw, _ = ops.pointwise_bwd(
-        *upstream, mid, None, None, 0, None, weights[1], (1, 1), need_mid, need_dw[1], False
+        *upstream, mid, None, None, 0, None, weights[1], None, (1, 1), need_mid, need_dw[1], False
     )
     if not need_mid:
         return dmid, (None, dpw), None
     dx, ddw, sums = ops.depthwise_bwd(
         dmid, None, None, None, 0, None, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums
     )
-    return dx, (ddw, dpw), sums
+    return _plus(dx, residual), (ddw, dpw), sums
 
 
 def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
@@ -124,12 +134,12 @@ def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
     grad, y, *prologue = upstream
     if y is not None:
         return ops.affine_act_dgrad(grad, y, *prologue, residual)
-    return grad if residual is None else grad + residual
+    return _plus(grad, residual)
 
 
 class _ConvChain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, geometries, adds_input, x, residual, *tensors):
+    def forward(ctx, geometries, adds_input, remade, x, residual, *tensors):
         residual = x if adds_input else residual
         acc = accumulation_dtype(x)
         stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
@@ -151,13 +161,20 @@ class _ConvChain(torch.autograd.Function):
         if pre.scale is not None or pre.shift is not None or act or residual is not None:
             out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
         ctx.geometries, ctx.adds_input, ctx.totals = geometries, adds_input, totals
+        ctx.input_remade, ctx.residual_remade = remade
+        ctx.unpacked = ctx.output = None
         batch += totals.values()
         after = act & activations.AFTER_RESIDUAL
         if pre.scale is None and (after or not act):
             raw[-1] = None  # a bias needs no output to pass a gradient through
+        if ctx.input_remade:
+            raw = [None if y is x else y for y in raw]
+        eager = not torch.compiler.is_compiling()
+        again = eager and raw[-1] is not None and (residual is None or adds_input or ctx.residual_remade)
+        ctx.output_version = out._version if again else None
         flat = [t for norm in norms for t in norm]
-        # The next layer saves the output as its input: that it is saved here too costs nothing.
-        ctx.save_for_backward(out if after else None, *raw, *flat, *tensors)
+        # What cannot be made again the next layer saves as its input: that it is saved here too costs nothing.
+        ctx.save_for_backward(out if after and not again else None, *raw, *flat, *tensors)
         ctx.mark_non_differentiable(*batch)
         return (out, *batch)
 
@@ -165,10 +182,11 @@ class _ConvChain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, *_):
         geometries, n = ctx.geometries, len(ctx.geometries)
-        out, *saved = ctx.saved_tensors
-        raw, flat, tensors = saved[: n + 1], saved[n + 1 : 5 * n + 1], saved[5 * n + 1 :]
-        norms = [Applied(*flat[4 * i : 4 * i + 4]) for i in range(n)]
-        needs, first = ctx.needs_input_grad, 4
+        out, raw, norms, tensors = saved(ctx)
+        needs, first = ctx.needs_input_grad, 5
+        raw[0] = input_of(ctx)
+        if geometries[0].op == "identity":
+            raw[1] = raw[0]
         grad = to_nhwc(grad)
         grads: list[Tensor | None] = [None] * len(tensors)
 
@@ -177,14 +195,16 @@ class _ConvChain(torch.autograd.Function):
 
         act, sums = geometries[-1].act, None
         y = grad if raw[n] is None else raw[n]
-        if out is not None:
+        if act & activations.AFTER_RESIDUAL:
+            out = output_of(ctx) if out is None else out
             act -= activations.AFTER_RESIDUAL
             grad, sums = ops.residual_act_bwd(grad, out, act, y, norms[-1].mean, learns(n - 1))
             act = activations.NONE
         elif learns(n - 1):
             sums = ops.affine_act_sums(grad, y, norms[-1].scale, norms[-1].shift, act, norms[-1].mean)
         sums = sums if learns(n - 1) else None
-        dresidual = grad if needs[3] or ctx.adds_input else None
+        release(ctx)
+        dresidual = grad if needs[4] or ctx.adds_input else None
         for i in reversed(range(n)):
             g, y, slot = geometries[i], raw[i + 1], _SLOTS * i
             count = ctx.totals.get(i, 0 if y is None else y.numel() // y.shape[1])
@@ -195,23 +215,23 @@ class _ConvChain(torch.autograd.Function):
             mask = (norms[i].scale, norms[i].shift, act) if act else (None, None, 0)
             upstream = (grad, y if act or coef is not None else None, *mask, coef)
             if g.op == "identity":
-                grad = _identity_backward(upstream, dresidual if ctx.adds_input else None) if needs[2] else None
+                grad = _identity_backward(upstream, dresidual if ctx.adds_input else None) if needs[3] else None
                 break  # the first of the chain
             pre, pre_act = (norms[i - 1], geometries[i - 1].act) if i else (Applied(), activations.NONE)
             weights = [w for w in tensors[slot : slot + 2] if w is not None]
             need_dw = needs[first + slot : first + slot + 2]
             need_sums = bool(i) and learns(i - 1)
+            need_dx = bool(i) or needs[3]
+            added = dresidual if ctx.adds_input and need_dx and not i else None
             grad, dws, sums = _convolve_backward(
-                g, upstream, raw[i], pre, pre_act, weights, bool(i) or needs[2], need_dw, need_sums
+                g, upstream, raw[i], pre, pre_act, weights, added, need_dx, need_dw, need_sums
             )
             sums = sums if need_sums else None
             for k, dw in enumerate(dws):
                 if need_dw[k]:
                     grads[slot + k] = dw.to(tensors[slot + k].dtype)
             act = 0  # from here on the gradients arrive masked
-        if ctx.adds_input and needs[2] and geometries[0].op != "identity":
-            grad = grad + dresidual
-        return None, None, grad if needs[2] else None, None if ctx.adds_input else dresidual, *grads
+        return None, None, None, grad if needs[3] else None, None if ctx.adds_input else dresidual, *grads
 
 
 def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
@@ -291,7 +311,8 @@ def conv_chain(
             raise ValueError(f"batch statistics: got {counts[i]} value per channel, expected more than 1")
     # torch.compile refuses one tensor in two arguments of an autograd function; and its gradients become one here.
     adds_input = residual is x
-    out, *batch = _ConvChain.apply(geometries, adds_input, x, None if adds_input else residual, *tensors)
+    remade = (is_remade(x), residual is not None and is_remade(residual))
+    out, *batch = _ConvChain.apply(geometries, adds_input, remade, x, None if adds_input else residual, *tensors)
     counts = {**dict(enumerate(counts)), **dict(zip(shared, batch[2 * len(trained) :]))}
     for k, i in enumerate(trained):
         update_running_statistics(convs[i].norm, convs[i].bias, batch[2 * k], batch[2 * k + 1], counts[i])

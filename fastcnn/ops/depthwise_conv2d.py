@@ -66,7 +66,7 @@ def depthwise_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of depthwise_fwd. Returns dx, dw [K * multiplier, 1, R, S], sums."""
     return conv2d_bwd(
-        grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight,
+        grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, None,
         stride, padding, dilation, x.shape[1], need_dx, need_dw, need_sums,
     )  # fmt: skip
 

@@ -55,6 +55,7 @@ def pointwise_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     need_dx: bool,
     need_dw: bool,
@@ -62,7 +63,7 @@ def pointwise_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of pointwise_fwd. Returns dx, dw [C, K, 1, 1], sums."""
     return conv2d_bwd(
-        grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight,
+        grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, residual,
         stride, (0, 0), (1, 1), 1, need_dx, need_dw, need_sums,
     )  # fmt: skip
 

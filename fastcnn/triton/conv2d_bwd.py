@@ -56,7 +56,7 @@ def phase_taps(phase, TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.cons
 
 @triton.jit(do_not_specialize=INTEGERS)
 def conv2d_dgrad_kernel(
-    grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums,
+    grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums, residual,
     images, groups, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
     Y_ACT: tl.constexpr, X_ACT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
@@ -123,7 +123,7 @@ def conv2d_dgrad_kernel(
     dx_offsets = pixels * (groups * K) + columns[None, :]
     store_input_gradient(
         acc, x, x_offsets, dx, dx_offsets, valid[:, None] & column_mask[None, :], columns, column_mask, groups * K,
-        x_scale, x_shift, X_ACT, x_mean, sums, tile,
+        x_scale, x_shift, X_ACT, x_mean, sums, tile, residual,
     )  # fmt: skip
 
 
@@ -195,6 +195,7 @@ def conv2d_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -218,6 +219,7 @@ def conv2d_bwd(
     dx, dw, sums = grad.new_empty(0), empty(x), empty(x)
     if need_dx:
         dx = empty_nhwc(n, channels, h, w, like=grad)
+        fused = None if residual is None or need_sums else residual.contiguous(memory_format=torch.channels_last)
         phases = stride[0] * stride[1]
         pixels = n * cdiv(h, stride[0]) * cdiv(w, stride[1])
         length = cdiv(r * s * c, phases)
@@ -226,11 +228,12 @@ def conv2d_bwd(
         partials = sums_buffer(rows, channels, x) if need_sums else None
         if rows:
             conv2d_dgrad_kernel[(rows * groups * cdiv(k, tiles.n),)](
-                *upstream, taps, x, x_scale, x_shift, x_mean, dx, partials, *sizes, *constants,
+                *upstream, taps, x, x_scale, x_shift, x_mean, dx, partials, fused, *sizes, *constants,
                 tiles.m, tiles.n, tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
             )  # fmt: skip
         if need_sums:
             sums = sum_rows(partials)
+            dx = dx if residual is None else dx.add_(residual)
     if need_dw:
         tile = weight_gradient_tiles(c, r * s * k, x.element_size(), min(vec_k, vec_c), True)
         tiles = groups * cdiv(c, tile.n) * cdiv(r * s * k, tile.k)

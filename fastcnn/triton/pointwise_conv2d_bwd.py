@@ -28,7 +28,7 @@ INTEGERS = ["M", "k_vectors", "c_vectors", "grad_vectors", "y_vectors", "x_vecto
 
 @triton.jit(do_not_specialize=INTEGERS)
 def pointwise_dgrad_kernel(
-    grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums,
+    grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums, residual,
     M, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
     Y_ACT: tl.constexpr, X_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
@@ -66,9 +66,11 @@ def pointwise_dgrad_kernel(
     mask = valid[:, None] & column_mask[None, :]
     x_offsets = pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
     dx_offsets = pixel_offsets(first, rows, K, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
+    if residual is not None:
+        residual += tile_base(first, K, SH, SW)
     store_input_gradient(
         acc, x + tile_base(first, x_ld, SH, SW), x_offsets, dx + tile_base(first, K, SH, SW), dx_offsets, mask,
-        columns, column_mask, K, x_scale, x_shift, X_ACT, x_mean, sums, tile_m,
+        columns, column_mask, K, x_scale, x_shift, X_ACT, x_mean, sums, tile_m, residual,
     )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def pointwise_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     need_dx: bool,
     need_dw: bool,
@@ -148,17 +151,22 @@ def pointwise_bwd(
     dx, dw, sums = grad.new_empty(0), empty(x), empty(x)
     if need_dx:
         covered = max(stride) == 1
-        dx = empty_nhwc(n, k, h, w, like=grad) if covered else zeros_nhwc(x, grad.dtype)
+        fused = None if residual is None or need_sums else residual.contiguous(memory_format=torch.channels_last)
+        if covered:
+            dx = empty_nhwc(n, k, h, w, like=grad)
+        else:
+            dx = zeros_nhwc(x, grad.dtype) if fused is None else fused.clone(memory_format=torch.channels_last)
         tiles = input_gradient_tiles(m, k, c, x.element_size(), vec_c, x_act)
         rows = cdiv(m, tiles.m)
         partials = sums_buffer(rows, k, x) if need_sums else None
         if m:
             pointwise_dgrad_kernel[(rows * cdiv(k, tiles.n),)](
-                *upstream, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, *sizes, *constants,
+                *upstream, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, fused, *sizes, *constants,
                 tiles.m, tiles.n, tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
             )  # fmt: skip
         if need_sums:
             sums = sum_rows(partials)
+            dx = dx if residual is None else dx.add_(residual)
     if need_dw:
         tile = weight_gradient_tiles(c, k, x.element_size(), min(vec_k, vec_c))
         tiles = cdiv(c, tile.n) * cdiv(k, tile.k)

@@ -41,12 +41,17 @@ def store_output(
 @triton.jit
 def store_input_gradient(
     acc, x, x_offsets, dx, dx_offsets, mask, columns, column_mask, K,
-    x_scale, x_shift, X_ACT: tl.constexpr, x_mean, sums, tile,
+    x_scale, x_shift, X_ACT: tl.constexpr, x_mean, sums, tile, residual,
 ):  # fmt: skip
-    """Stores acc * x_act'(x) at dx, and the tile's share of the sums (rows [tiles, 2, K])."""
+    """Stores acc * x_act'(x) at dx, and the tile's share of the sums (rows [tiles, 2, K]); or, without sums, plus residual.
+
+    The residual lies like dx.
+    """
     if X_ACT != 0:
         raw = tl.load(x + x_offsets, mask=mask, other=0.0)
         acc = mask_gradient(acc, load_affine(raw, x_scale, x_shift, columns, column_mask), X_ACT)
+    if residual is not None:
+        acc += tl.load(residual + dx_offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + dx_offsets, acc.to(dx.dtype.element_ty), mask=mask)
     if sums is not None:
         # Read back as in tile_moments; and the product, x and their sums at a time do not fit registers beside a SiLU.

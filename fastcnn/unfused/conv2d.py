@@ -81,6 +81,7 @@ def conv2d_bwd(
     x_act: int,
     x_mean: Tensor | None,
     weight: Tensor,
+    residual: Tensor | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
@@ -102,6 +103,7 @@ def conv2d_bwd(
         return grad.new_empty(0), dw, empty
     dx = to_nhwc(dx)
     sums = affine_act_sums(dx, x, x_scale, x_shift, x_act, x_mean) if need_sums else empty
-    if x_act:
-        dx = affine_act_dgrad(dx, x, x_scale, x_shift, x_act, None, None)
+    if x_act or residual is not None:
+        mask = (x, x_scale, x_shift, x_act) if x_act else (dx, None, None, 0)
+        dx = affine_act_dgrad(dx, *mask, None, residual)
     return dx, dw, sums

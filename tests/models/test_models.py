@@ -123,10 +123,12 @@ def test_training_step_is_as_close_to_float64_as_torchs(pair):
     assert not farther_than_stock(_step(ours, x), expected, stock_errors(step, x, expected))
 
 
-def test_saved_activations():
-    model = create_model("mobilenet_v2")
+@pytest.mark.parametrize(("name", "megabytes"), [("mobilenet_v2", 30), ("resnet50", 48), ("resnet18", 14)])
+def test_saved_activations(name, megabytes):
+    """Per image; 78.3, 86.1 and 22.2 in torch."""
+    model = create_model(name)
     x = torch.randn(2, 3, 224, 224)
-    assert saved_bytes(model, lambda: model(x)) / 2 / 1e6 <= 40
+    assert saved_bytes(model, lambda: model(x)) / 2 / 1e6 <= megabytes
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])

@@ -66,11 +66,12 @@ def forward_args(geometry, variant, dtype=torch.float32):
     )
 
 
-def backward_args(geometry, variant, needs, dtype=torch.float32):
+def backward_args(geometry, variant, needs, dtype=torch.float32, residual=False):
     x, weight, out, where = shapes(geometry)
     source = cases.backward_source(cases.on_grid(*x, dtype=dtype), variant)
     upstream = cases.backward_upstream(out, variant, dtype)
-    return (*upstream, *source, cases.weight(*weight, dtype=dtype), *where, *needs)
+    residual = cases.on_grid(*x, dtype=dtype) if residual else None
+    return (*upstream, *source, cases.weight(*weight, dtype=dtype), residual, *where, *needs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,6 +93,14 @@ def test_backward(geometry, variant, dtype, backend, poison):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_weight_gradient(geometry, variant, dtype, backend, poison):
     cases.check("conv2d_bwd", backward_args(geometry, variant, (False, True, False), dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["plain", "full"])
+@pytest.mark.parametrize("needs", NEEDS[:3])
+def test_backward_adds_a_residual(needs, variant, dtype, backend, poison):
+    for geometry in (GEOMETRIES[0], GEOMETRIES[6], *GEOMETRIES[14:22]):
+        cases.check("conv2d_bwd", backward_args(geometry, variant, needs, dtype, residual=True), backend)
 
 
 @pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[12]])

@@ -42,12 +42,13 @@ def forward_args(geometry, variant, dtype=torch.float32):
     return (x, weight, *cases.forward_head(k, variant), *tail, stride, variant == "stats")
 
 
-def backward_args(geometry, variant, needs, dtype=torch.float32):
+def backward_args(geometry, variant, needs, dtype=torch.float32, residual=False):
     n, k, c, h, w, stride = geometry
     out = (n, c, -(-h // stride[0]), -(-w // stride[1]))
     x, weight = cases.on_grid(n, k, h, w, dtype=dtype), cases.weight(c, k, 1, 1, dtype=dtype)
     upstream = cases.backward_upstream(out, variant, dtype)
-    return (*upstream, *cases.backward_source(x, variant), weight, stride, *needs)
+    residual = cases.on_grid(n, k, h, w, dtype=dtype) if residual else None
+    return (*upstream, *cases.backward_source(x, variant), weight, residual, stride, *needs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,6 +63,14 @@ def test_forward(geometry, variant, dtype, backend, poison):
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_backward(geometry, variant, dtype, backend, poison):
     cases.check("pointwise_bwd", backward_args(geometry, variant, NEEDS[0], dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["plain", "full"])
+@pytest.mark.parametrize("needs", NEEDS[:3])
+def test_backward_adds_a_residual(needs, variant, dtype, backend, poison):
+    for geometry in GEOMETRIES[2:8]:
+        cases.check("pointwise_bwd", backward_args(geometry, variant, needs, dtype, residual=True), backend)
 
 
 @pytest.mark.parametrize("needs", NEEDS[1:])

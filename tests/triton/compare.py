@@ -63,7 +63,10 @@ def forward_args(x, weight, variant, shape, *geometry) -> tuple:
 
 
 def backward_args(x, weight, variant, shape, needs, *geometry) -> tuple:
-    """Arguments of pointwise_bwd or depthwise_bwd (see tests.ops.cases.BACKWARD for the variants)."""
+    """Arguments of depthwise_bwd or, with a residual first in geometry, of pointwise_bwd and conv2d_bwd.
+
+    See tests.ops.cases.BACKWARD for the variants.
+    """
     return *backward_upstream(shape, variant, x.dtype), *backward_source(x, variant), weight, *geometry, *needs
 
 

@@ -47,12 +47,15 @@ STRIDED = (
 ALL = (True, True, True)
 
 
-def arguments(variant, n, k, c, size, kernel, stride, padding, dilation, groups, dtype, needs=None, layout="nhwc"):
+def arguments(
+    variant, n, k, c, size, kernel, stride, padding, dilation, groups, dtype, needs=None, layout="nhwc", residual=False
+):  # fmt: skip
     x, w = image(n, k, size, dtype, layout), weight(c, k // groups, *kernel)
     shape = out_shape(x, c, kernel, stride, padding, dilation)
     if needs is None:
         return forward_args(x, w, variant, shape, stride, padding, dilation, groups)
-    return backward_args(x, w, variant, shape, needs, stride, padding, dilation, groups)
+    other = image(n, k, size, dtype) if residual else None
+    return backward_args(x, w, variant, shape, needs, other, stride, padding, dilation, groups)
 
 
 @pytest.mark.parametrize("variant", FORWARD)
@@ -79,6 +82,12 @@ def test_half_precision(shape, dtype, device):
 def test_every_phase_of_a_stride(shape, device):
     check("conv2d_fwd", arguments("prologue", *shape, torch.float32), device)
     check("conv2d_bwd", arguments("full", *shape, torch.float32, ALL), device)
+
+
+@pytest.mark.parametrize("needs", NEEDS[:2])
+def test_backward_adds_a_residual(needs, device):
+    for shape in SHAPES[:4] + GROUPED[:2] + STRIDED[:3]:
+        check("conv2d_bwd", arguments("full", *shape, torch.float32, needs, residual=True), device)
 
 
 @pytest.mark.parametrize("needs", NEEDS)

@@ -20,12 +20,13 @@ SHAPES = (
 ALL = (True, True, True)
 
 
-def arguments(variant, n, k, c, size, stride, dtype, needs=None, layout="nhwc"):
+def arguments(variant, n, k, c, size, stride, dtype, needs=None, layout="nhwc", residual=False):
     x, w = image(n, k, size, dtype, layout), weight(c, k, 1, 1)
     shape = out_shape(x, c, (1, 1), stride, (0, 0), (1, 1))
     if needs is None:
         return forward_args(x, w, variant, shape, stride)
-    return backward_args(x, w, variant, shape, needs, stride)
+    other = image(n, k, size, dtype) if residual else None
+    return backward_args(x, w, variant, shape, needs, other, stride)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -40,6 +41,12 @@ def test_forward(shape, variant, dtype, device):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward(shape, variant, dtype, device):
     check("pointwise_bwd", arguments(variant, *shape, dtype, ALL), device)
+
+
+@pytest.mark.parametrize("needs", NEEDS[:2])
+def test_backward_adds_a_residual(needs, device):
+    for shape in SHAPES:
+        check("pointwise_bwd", arguments("full", *shape, torch.float32, needs, residual=True), device)
 
 
 @pytest.mark.parametrize("needs", NEEDS)

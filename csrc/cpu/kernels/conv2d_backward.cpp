@@ -119,6 +119,7 @@ class DataGradient {
     const int64_t pixel = int64_t(phase.h) * s_.in_w + phase.w;
     t.input.x = from_channel(t.input.x, pixel * t.input.x.ld, s_.dtype);
     t.output.dx = advanced(t.output.dx, pixel * t.output.dx_ld, s_.dtype);
+    t.output.residual = from_channel(t.output.residual, pixel * t.output.residual.ld, s_.dtype);
     return t;
   }
 
@@ -204,6 +205,7 @@ void backward_slice(const Conv2dBackward& p, const ConvSlices& slices, int64_t s
   own.input.affine = from_channel(p.input.affine, c);
   own.input.mean = advanced(p.input.mean, c);
   own.output.dx = advanced(p.output.dx, c, dtype);
+  own.output.residual = from_channel(p.output.residual, c, dtype);
   if (p.output.sums) own.output.sums = sums;
   if (p.output.dx) own.weight = slices.weight(p.weight, slice, weight);
   if (p.output.dw && slices.is_merged()) {

@@ -38,7 +38,7 @@ class Backward {
     const bool in_place = !together_ && p_.k == k_pitch_;
     AlignedBuffer<float> chunks(p_.output.dw && !in_place ? size_t(chunks_ * p_.n * k_pitch_) : 1);
     float* dw = in_place ? p_.output.dw : chunks.data();
-    if (p_.output.dx && !p_.grid.is_dense()) clear_dx();
+    if (p_.output.dx && !p_.grid.is_dense()) initialise_dx();
     if (together_) {
       parallel_for(chunks_, [&](int64_t chunk) {
         walk(chunk, p_.output.dx ? sums.data() + chunk * 2 * k_pitch_ : nullptr,
@@ -166,13 +166,17 @@ class Backward {
     });
   }
 
-  // A strided forward leaves pixels unread: their gradient is zero.
-  void clear_dx() {
+  // A strided forward leaves pixels unread: their gradient is the residual.
+  void initialise_dx() {
     const int64_t total = p_.grid.images * p_.grid.in_h * p_.grid.in_w;
     T* dx = static_cast<T*>(p_.output.dx);
     parallel_for(ceil_div(total, 1024), [&](int64_t block) {
       for (int64_t i = block * 1024; i < total && i < (block + 1) * 1024; ++i)
-        std::memset(static_cast<void*>(dx + i * p_.output.dx_ld), 0, size_t(p_.k) * sizeof(T));
+        if (const T* residual = static_cast<const T*>(p_.output.residual.data))
+          std::memcpy(static_cast<void*>(dx + i * p_.output.dx_ld), residual + i * p_.output.residual.ld,
+                      size_t(p_.k) * sizeof(T));
+        else
+          std::memset(static_cast<void*>(dx + i * p_.output.dx_ld), 0, size_t(p_.k) * sizeof(T));
     });
   }
 

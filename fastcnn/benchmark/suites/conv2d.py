@@ -32,10 +32,8 @@ def _forward(layer: Conv2d, x: Tensor, w: Tensor) -> Tensor:
 
 
 def _backward(layer: Conv2d, grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-    nothing = (None, None, None, 0, None)
-    return torch.ops.fastcnn.conv2d_bwd(grad, *nothing, x, None, None, 0, None, w, *_where(layer), True, True, False)[
-        :2
-    ]
+    nothing, source = (None, None, None, 0, None), (x, None, None, 0, None)
+    return torch.ops.fastcnn.conv2d_bwd(grad, *nothing, *source, w, None, *_where(layer), True, True, False)[:2]
 
 
 def cases(options: Options) -> Iterator[Case]:
