@@ -341,6 +341,89 @@ void bind_max_pool2d(py::module_& m) {
         });
 }
 
+// (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
+DropoutMask dropout_mask(const py::tuple& t) {
+  DropoutMask m;
+  m.rows = t[0].cast<int64_t>();
+  m.channels = t[1].cast<int64_t>();
+  m.rows_per_sample = t[2].cast<int64_t>();
+  m.unit = t[3].cast<int>();
+  m.threshold = t[4].cast<uint64_t>();
+  m.scale = t[5].cast<float>();
+  const auto* seed = reinterpret_cast<const uint64_t*>(t[6].cast<Pointer>());
+  m.seed = seed[0];
+  m.offset = seed[1];
+  return m;
+}
+
+void bind_dropout(py::module_& m) {
+  m.def("dropout_forward", [](const py::tuple& mask, int dtype, Pointer x, Pointer bias, int act,
+                              Pointer residual, Pointer out) {
+    DropoutForward p{dropout_mask(mask),
+                     dtype_of(dtype),
+                     reinterpret_cast<const void*>(x),
+                     floats(bias),
+                     act,
+                     reinterpret_cast<const void*>(residual),
+                     reinterpret_cast<void*>(out)};
+    launch(kernels().dropout_forward, p);
+  });
+  m.def("dropout_backward", [](const py::tuple& mask, int dtype, Pointer grad, Pointer z, Pointer bias,
+                               int act, Pointer dx, Pointer dbias) {
+    DropoutBackward p{dropout_mask(mask),
+                      dtype_of(dtype),
+                      reinterpret_cast<const void*>(grad),
+                      reinterpret_cast<const void*>(z),
+                      floats(bias),
+                      act,
+                      reinterpret_cast<void*>(dx),
+                      mutable_floats(dbias)};
+    launch(kernels().dropout_backward, p);
+  });
+}
+
+// (batch, in_caps, in_dim, out_caps, out_dim, iterations, leaky, dtype)
+CapsuleShape capsule_shape(const py::tuple& t) {
+  CapsuleShape s;
+  int64_t* sizes[] = {&s.batch, &s.in_caps, &s.in_dim, &s.out_caps, &s.out_dim};
+  for (int i = 0; i < 5; ++i) *sizes[i] = t[i].cast<int64_t>();
+  s.iterations = t[5].cast<int>();
+  s.leaky = t[6].cast<bool>();
+  s.dtype = dtype_of(t[7].cast<int>());
+  return s;
+}
+
+void bind_capsules(py::module_& m) {
+  m.def("squash", [](int64_t rows, int64_t dim, int dtype, Pointer s, Pointer grad, Pointer out) {
+    Squash p{rows,
+             dim,
+             dtype_of(dtype),
+             reinterpret_cast<const void*>(s),
+             reinterpret_cast<const void*>(grad),
+             reinterpret_cast<void*>(out)};
+    launch(kernels().squash, p);
+  });
+  m.def("capsule_forward",
+        [](const py::tuple& shape, Pointer u, Pointer weight, Pointer bias, Pointer v, Pointer s) {
+          CapsuleForward p{capsule_shape(shape), reinterpret_cast<const void*>(u), floats(weight),
+                           floats(bias),         reinterpret_cast<void*>(v),       mutable_floats(s)};
+          launch(kernels().capsule_forward, p);
+        });
+  m.def("capsule_backward", [](const py::tuple& shape, bool detach, Pointer grad, Pointer u, Pointer weight,
+                               Pointer s, Pointer du, Pointer dw, Pointer dbias) {
+    CapsuleBackward p{capsule_shape(shape),
+                      detach,
+                      reinterpret_cast<const void*>(grad),
+                      reinterpret_cast<const void*>(u),
+                      floats(weight),
+                      floats(s),
+                      reinterpret_cast<void*>(du),
+                      mutable_floats(dw),
+                      mutable_floats(dbias)};
+    launch(kernels().capsule_backward, p);
+  });
+}
+
 int isa_index(const std::string& name) {
   std::string names;
   for (int i = 0; i < isa_count(); ++i) {
@@ -380,6 +463,8 @@ PYBIND11_MODULE(_C, m) {
   bind_fused(m);
   bind_affine_act(m);
   bind_max_pool2d(m);
+  bind_dropout(m);
+  bind_capsules(m);
   bind_machine(m);
 #ifdef FASTCNN_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");

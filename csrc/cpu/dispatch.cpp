@@ -19,7 +19,7 @@ namespace fastcnn {
       apply(separable) apply(inverted_residual)
 #define FASTCNN_OTHER_KERNELS(apply)                                                                         \
   apply(group_conv2d) apply(depthwise_forward) apply(depthwise_backward) apply(max_pool2d) apply(affine_act) \
-      apply(affine_act_backward)
+      apply(affine_act_backward) apply(dropout) apply(squash) apply(capsule_forward) apply(capsule_backward)
 
 #define FASTCNN_DECLARE_KERNEL(name) void register_##name(Kernels&);
 #define FASTCNN_REGISTER_KERNEL(name) register_##name(k);
@@ -69,15 +69,15 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+[[maybe_unused]] bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 // Intel's vdpbf16ps has half the rate of its float32 FMA, AMD's twice: on an Emerald Rapids a bf16 training
 // step of ResNet-50 takes 1.5 times as long as with bf16 widened on load. With AMX the question does not
 // arise.
-bool bf16_pays() { return !__builtin_cpu_is("intel"); }
+[[maybe_unused]] bool bf16_pays() { return !__builtin_cpu_is("intel"); }
 
 // AMX state is off until a process asks the kernel for it; without the permission the first tile load is
 // fatal.
-bool has_amx() {
+[[maybe_unused]] bool has_amx() {
 #if defined(FASTCNN_EMULATE_AMX)
   return has_avx512_bf16();
 #elif defined(__linux__)

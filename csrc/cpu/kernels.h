@@ -4,8 +4,10 @@
 #include <cstdint>
 
 #include "ops/affine_act.h"
+#include "ops/capsule.h"
 #include "ops/conv2d.h"
 #include "ops/depthwise.h"
+#include "ops/dropout.h"
 #include "ops/max_pool2d.h"
 #include "ops/pointwise.h"
 #include "ops/separable.h"
@@ -38,6 +40,11 @@ struct Kernels {
   void (*affine_act_data_gradient)(const AffineActDataGradient&) = nullptr;
   void (*residual_act_backward)(const ResidualActBackward&) = nullptr;
   void (*channel_statistics)(const ChannelStatistics&) = nullptr;
+  void (*dropout_forward)(const DropoutForward&) = nullptr;
+  void (*dropout_backward)(const DropoutBackward&) = nullptr;
+  void (*squash)(const Squash&) = nullptr;
+  void (*capsule_forward)(const CapsuleForward&) = nullptr;
+  void (*capsule_backward)(const CapsuleBackward&) = nullptr;
 };
 
 const Kernels& kernels();         // of the active instruction set

@@ -63,17 +63,19 @@ void merge_statistics(const float* units, int64_t unit_count, const Count& count
   }
 }
 
-// sums [2, channels] over units' [2][pitch], in double and in the units' order.
-inline void merge_sums(const float* units, int64_t unit_count, int64_t channels, int64_t pitch, float* sums) {
+// sum [channels] over units' vectors, `step` floats apart, in double and in the units' order.
+inline void merge_sum(const float* units, int64_t unit_count, int64_t channels, int64_t step, float* sum) {
   AlignedBuffer<double> total(size_t(channels) + 1);
-  for (int64_t half = 0; half < 2; ++half) {
-    for (int64_t c = 0; c < channels; ++c) total[c] = 0;
-    for (int64_t u = 0; u < unit_count; ++u) {
-      const float* unit = units + (2 * u + half) * pitch;
-      for (int64_t c = 0; c < channels; ++c) total[c] += unit[c];
-    }
-    for (int64_t c = 0; c < channels; ++c) sums[half * channels + c] = float(total[c]);
-  }
+  for (int64_t c = 0; c < channels; ++c) total[c] = 0;
+  for (int64_t u = 0; u < unit_count; ++u)
+    for (int64_t c = 0; c < channels; ++c) total[c] += units[u * step + c];
+  for (int64_t c = 0; c < channels; ++c) sum[c] = float(total[c]);
+}
+
+// sums [2, channels] over units' [2][pitch].
+inline void merge_sums(const float* units, int64_t unit_count, int64_t channels, int64_t pitch, float* sums) {
+  for (int64_t half = 0; half < 2; ++half)
+    merge_sum(units + half * pitch, unit_count, channels, 2 * pitch, sums + half * channels);
 }
 
 }  // namespace

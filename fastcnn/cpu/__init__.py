@@ -17,18 +17,23 @@ from fastcnn.cpu.affine_act import (
     residual_act_bwd,
 )
 from fastcnn.cpu.arguments import floats
+from fastcnn.cpu.capsule_routing import capsule_routing_bwd, capsule_routing_fwd
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, pack_conv2d
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
+from fastcnn.cpu.dropout import dropout_bwd, dropout_fwd, dropout_inplace
 from fastcnn.cpu.max_pool2d import max_pool2d_bwd, max_pool2d_fwd
 from fastcnn.cpu.measured import faster_unfused
 from fastcnn.cpu.packing import PackedWeight, pack_pointwise
 from fastcnn.cpu.pointwise_conv2d import pointwise_bwd, pointwise_fwd
 from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
+from fastcnn.cpu.squash import squash_bwd, squash_fwd
 
 __all__ = [
-    "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_sums", "channel_statistics", "conv2d_bwd",
-    "conv2d_fwd", "depthwise_bwd", "depthwise_fwd", "inverted_residual_fwd", "max_pool2d_bwd", "max_pool2d_fwd", "pack_conv2d",
-    "pack_pointwise", "pointwise_bwd", "pointwise_fwd", "residual_act_bwd", "separable_fwd",
+    "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_sums", "capsule_routing_bwd",
+    "capsule_routing_fwd", "channel_statistics", "conv2d_bwd", "conv2d_fwd", "depthwise_bwd", "depthwise_fwd",
+    "dropout_bwd", "dropout_fwd", "dropout_inplace", "inverted_residual_fwd", "max_pool2d_bwd", "max_pool2d_fwd",
+    "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_fwd", "residual_act_bwd", "separable_fwd",
+    "squash_bwd", "squash_fwd",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)

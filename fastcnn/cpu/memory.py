@@ -99,3 +99,11 @@ def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
     if size < SMALLEST or not CACHE.limit:
         return torch.empty((n, c, h, w), dtype=like.dtype, memory_format=torch.channels_last)
     return CACHE.empty((n, c, h, w), (h * w * c, 1, w * c, c), like.dtype, size)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """An uninitialised tensor in a dense x's dtype and layout; a large one in memory used before."""
+    size = x.numel() * x.element_size()
+    if size < SMALLEST or not CACHE.limit:
+        return torch.empty_like(x)
+    return CACHE.empty(tuple(x.shape), x.stride(), x.dtype, size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import ConvBNAct, InvertedResidual
+from fastcnn.nn import ConvBNAct, Dropout, InvertedResidual
 from fastcnn.nn.folded import FoldedClassifier
 
 # Table 2 of the paper: expansion t, channels c, repetitions n, stride s of the first.
@@ -58,7 +58,7 @@ class MobileNetV2(nn.Module):
                 channels = width
         features.append(ConvBNAct(channels, self.last_channel, 1, activation_layer=nn.ReLU6))
         self.features = nn.Sequential(*features)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.last_channel, num_classes))
+        self.classifier = nn.Sequential(Dropout(dropout), nn.Linear(self.last_channel, num_classes))
         self._initialize()
 
     def _initialize(self) -> None:

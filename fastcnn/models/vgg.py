@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import FusedSequential, MaxPool2d
+from fastcnn.nn import Dropout, FusedSequential, MaxPool2d
 
 Source = str | os.PathLike[str] | None
 
@@ -55,10 +55,10 @@ class VGG(nn.Module):
         self.classifier = nn.Sequential(
             nn.Linear(512 * 7 * 7, 4096),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4096, 4096),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4096, num_classes),
         )
         self._initialize()

@@ -1,7 +1,9 @@
 """Drop-in layers over the fused ops: torch's arguments, torch's state_dict keys."""
 
+from fastcnn.nn.capsules import CapsuleLinear, MarginLoss, PrimaryCaps
 from fastcnn.nn.conv_bn_act import ConvBNAct
 from fastcnn.nn.depthwise_conv2d import DepthwiseConv2d
+from fastcnn.nn.dropout import Dropout, Dropout2d, DropPath
 from fastcnn.nn.folded import FoldedChain
 from fastcnn.nn.inverted_residual import InvertedResidual
 from fastcnn.nn.max_pool2d import MaxPool2d
@@ -13,13 +15,19 @@ from fastcnn.nn.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "CapsuleLinear",
     "ConvBNAct",
     "DepthwiseConv2d",
+    "DropPath",
+    "Dropout",
+    "Dropout2d",
     "FoldedChain",
     "FusedSequential",
     "InvertedResidual",
+    "MarginLoss",
     "MaxPool2d",
     "PreActBlock",
+    "PrimaryCaps",
     "SeparableConv2d",
     "SyncBatchNorm2d",
     "convert_sync_batchnorm",

@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.nn.folded import FoldedResidual
 from fastcnn.nn.fused import FusedModule, Unit, convolutions, is_foldable, run_units
 from fastcnn.nn.sequential import fold_module, fold_units, run_layers
+from fastcnn.ops import dropout
 from fastcnn.ops.validation import pair
 
 Pair = tuple[int, int]
@@ -250,7 +250,7 @@ class PreActBlock(FusedModule):
         else:
             units = [pre, *units]
         if self.dropout and self.training:
-            x = F.dropout(run_units(x, units[:-1]), self.dropout)
+            x = dropout(run_units(x, units[:-1]), self.dropout)
             units = units[-1:]
         return run_units(x, units, residual=residual)
 

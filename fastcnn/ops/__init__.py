@@ -1,29 +1,37 @@
-"""Fused convolution ops, forward and backward, on every backend.
+"""Fused convolution ops, dropout and capsule routing, forward and backward, on every backend.
 
 ``conv_chain`` is the unit that all others are written in; the primitives are torch.ops.fastcnn.<name>.
 """
 
 from fastcnn.ops import affine_act
+from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
 from fastcnn.ops.conv_bn_act import conv_bn_act
 from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, conv_chain
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
+from fastcnn.ops.dropout import drop_path, dropout, dropout2d
 from fastcnn.ops.inverted_residual import inverted_residual
 from fastcnn.ops.max_pool2d import max_pool2d
 from fastcnn.ops.pointwise_conv2d import pointwise_conv2d
 from fastcnn.ops.separable_conv2d import separable_conv2d
+from fastcnn.ops.squash import squash
 
 __all__ = [
     "Affine",
     "BatchNorm",
     "Conv",
     "affine_act",
+    "capsule_votes_routing",
     "conv2d",
     "conv_bn_act",
     "conv_chain",
     "depthwise_conv2d",
+    "drop_path",
+    "dropout",
+    "dropout2d",
     "inverted_residual",
     "max_pool2d",
     "pointwise_conv2d",
     "separable_conv2d",
+    "squash",
 ]

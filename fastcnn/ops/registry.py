@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from fastcnn import backends
 
 Pair = tuple[int, int]
+Mutable = Tensor  # an argument that the primitive writes to
 
 LIBRARY = torch.library.Library("fastcnn", "DEF")
 
@@ -17,9 +19,12 @@ LIBRARY = torch.library.Library("fastcnn", "DEF")
 _SCHEMA_TYPES = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
+    "Mutable": "Tensor(a!)",
     "int": "int",
+    "float": "float",
     "bool": "bool",
     "Pair": "int[2]",
+    "None": "()",
     "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
     "tuple[Tensor, Tensor, Tensor]": "(Tensor, Tensor, Tensor)",
 }

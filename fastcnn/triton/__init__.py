@@ -9,6 +9,7 @@ from fastcnn.triton.conv2d import conv2d_fwd
 from fastcnn.triton.conv2d_bwd import conv2d_bwd
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd
 from fastcnn.triton.depthwise_conv2d_bwd import depthwise_bwd
+from fastcnn.triton.dropout import dropout_bwd, dropout_fwd, dropout_inplace
 from fastcnn.triton.inverted_residual import inverted_residual_fwd
 from fastcnn.triton.launch import refuses, unavailable
 from fastcnn.triton.pointwise_conv2d import pointwise_fwd
@@ -24,6 +25,9 @@ __all__ = [
     "conv2d_fwd",
     "depthwise_bwd",
     "depthwise_fwd",
+    "dropout_bwd",
+    "dropout_fwd",
+    "dropout_inplace",
     "inverted_residual_fwd",
     "pointwise_bwd",
     "pointwise_fwd",

@@ -60,7 +60,7 @@ def refuses(primitive: str, args: Sequence) -> str | None:
     elif not INTERPRETED and x.dtype == torch.bfloat16 and _capability(x.get_device()) < (8, 0):
         return "bfloat16 needs compute capability 8.0"
     for t in (x, grad):
-        if t.numel() > MAX_IMAGE and t.shape[2] * t.shape[3] * t.stride(3) >= MAX_IMAGE:
+        if t.dim() == 4 and t.numel() > MAX_IMAGE and t.shape[2] * t.shape[3] * t.stride(3) >= MAX_IMAGE:
             return "a single image has 2^31 elements or more"
     return None
 

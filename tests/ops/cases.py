@@ -90,7 +90,7 @@ def check(primitive: str, args: tuple, backend: str) -> None:
         if i == 0 and a.dim() == 4:
             assert a.dtype == args[0].dtype
             assert a.is_contiguous(memory_format=torch.channels_last)
-        if i == 1 and primitive.endswith("_fwd") and e.numel():
+        if i == 1 and len(expected) == 3 and primitive.endswith("_fwd") and e.numel():
             # A mean of values around zero has no digits of its own: its error is measured against the values' size.
             a, e = a - e, torch.zeros_like(e)
             a = a / (expected[1].square() + expected[2]).sum().sqrt()

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -60,8 +60,10 @@ def recorded() -> Iterator[list[Launch]]:
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[parameter.name] = TYPES[value.dtype]
+            elif isinstance(value, float):
+                signature[parameter.name] = "fp32"
             else:
-                signature[parameter.name] = "i32"
+                signature[parameter.name] = "i32" if value < 1 << 31 else "i64"
         launches.append(Launch(kernel, signature, constants, options))
 
     run = JITFunction.run

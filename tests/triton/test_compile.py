@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastcnn import triton as backend
+from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE
 from fastcnn.triton.launch import INTERPRETED
 from tests.ops.cases import affine, on_grid
 from tests.triton import test_conv2d as conv2d
@@ -212,3 +213,12 @@ def test_affine_act(dtype, capability):
     compiled("affine_act_dgrad", (grad, y, *affine(144), 1, torch.randn(4, 144), y), capability)
     compiled("residual_act_bwd", (grad, y, 1, y, torch.randn(144), True), capability, folding=True)
     compiled("channel_statistics", (y,), capability, folding=True)
+
+
+@pytest.mark.parametrize("unit", [ELEMENT, CHANNEL, SAMPLE])
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_dropout(dtype, capability, unit):
+    x, bias, seed = image(N, 144, SIZE, dtype), affine(144)[1], torch.tensor([1, 2])
+    compiled("dropout_fwd", (x, bias, 1, x, 0.5, 2.0, unit, seed), capability)
+    compiled("dropout_fwd", (x, None, 0, None, 0.5, 2.0, unit, seed), capability)
+    compiled("dropout_bwd", (x, x, bias, 3, 0.5, 2.0, unit, seed, True), capability)

@@ -1,0 +1,162 @@
+// Inverted dropout, forward and backward: one pass over memory, the mask drawn on the way.
+//
+// A unit of work draws the bits of a stretch of at most kStretch elements of one row, then applies them: both
+// are in L1.
+#include "cpu/by_dtype.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes.h"
+#include "cpu/parallel.h"
+#include "cpu/philox.h"
+#include "cpu/statistics.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr int64_t kStretch = 8192;
+constexpr int64_t kMostChunks = 64;  // of the bias gradient's rows
+
+// Which elements of a stretch stay.
+class KeptBits {
+ public:
+  explicit KeptBits(const DropoutMask& mask) : m_(mask), philox_(mask.seed, mask.offset) {}
+
+  // For the `count` elements of `row` from channel c on.
+  void draw(int64_t row, int64_t c, int64_t count) {
+    const bool sample = m_.unit == kDropSample;
+    const int64_t first = m_.first_draw(row) + (sample ? 0 : c), draws = sample ? 1 : count;
+    if (first == first_ && draws == draws_) return;  // the rows of a sample share their draws
+    first_ = first;
+    draws_ = draws;
+    const int64_t begin = first / kDrawsPerBlock, end = (first + draws - 1) / kDrawsPerBlock;
+    const bool none = m_.threshold >> 32;
+    for (int64_t block = begin; block <= end; block += Philox::kBlocks)
+      if (none)
+        std::memset(bits_ + (block - begin), 0, Philox::kBlocks * sizeof(uint32_t));
+      else
+        philox_.at_least(block, uint32_t(m_.threshold), bits_ + (block - begin));
+    if (sample) all_ = bits_[0] >> first % kDrawsPerBlock & 1 ? ~0u : 0u;
+  }
+
+  // Bits of the elements from the i-th of the stretch on.
+  uint32_t from(int64_t i) const {
+    if (m_.unit == kDropSample) return all_;
+    const int64_t bit = first_ % kDrawsPerBlock + i;
+    const uint32_t* at = bits_ + bit / kDrawsPerBlock;
+    return uint32_t((uint64_t(at[1]) << 32 | at[0]) >> bit % kDrawsPerBlock);
+  }
+
+ private:
+  const DropoutMask& m_;
+  const Philox philox_;
+  int64_t first_ = -1, draws_ = 0;
+  uint32_t all_ = 0;
+  uint32_t bits_[kStretch / kDrawsPerBlock + 1 + Philox::kBlocks];
+};
+
+// f(row, c, count) for the stretches of elements [begin, end).
+template <class F>
+void for_stretches(const DropoutMask& m, int64_t begin, int64_t end, const F& f) {
+  while (begin < end) {
+    const int64_t row = begin / m.channels, c = begin % m.channels;
+    int64_t count = m.channels - c < end - begin ? m.channels - c : end - begin;
+    if (count > kStretch) count = kStretch;
+    f(row, c, count);
+    begin += count;
+  }
+}
+
+template <class T, int kAct>
+void forward_stretch(const DropoutForward& p, const KeptBits& kept, int64_t row, int64_t c, int64_t count) {
+  const int64_t first = row * p.mask.channels + c;
+  const T* x = static_cast<const T*>(p.x) + first;
+  const T* residual = p.residual ? static_cast<const T*>(p.residual) + first : nullptr;
+  const float* bias = p.bias ? p.bias + c : nullptr;
+  T* out = static_cast<T*>(p.out) + first;
+  const V scale = set(p.mask.scale);
+  for_lanes(count, [&](int64_t i, auto lanes) {
+    V v = lanes.get(x + i);
+    if (bias) v = add(v, lanes.get(bias + i));
+    v = keep(mul(activate(kAct, v), scale), kept.from(i));
+    lanes.put(out + i, residual ? add(v, lanes.get(residual + i)) : v);
+  });
+}
+
+template <class T>
+void forward(const DropoutForward& p) {
+  const int64_t elements = p.mask.rows * p.mask.channels;
+  with_activation(p.act, [&](auto act) {
+    parallel_for(ceil_div(elements, kStretch), [&](int64_t unit) {
+      KeptBits kept(p.mask);
+      const int64_t begin = unit * kStretch, end = begin + kStretch < elements ? begin + kStretch : elements;
+      for_stretches(p.mask, begin, end, [&](int64_t row, int64_t c, int64_t count) {
+        kept.draw(row, c, count);
+        forward_stretch<T, act()>(p, kept, row, c, count);
+      });
+    });
+  });
+}
+
+// sums: of the gradient of a vector of channels, or null.
+template <class T, int kAct>
+void backward_stretch(const DropoutBackward& p, const KeptBits& kept, int64_t row, int64_t c, int64_t count,
+                      float* sums) {
+  const int64_t first = row * p.mask.channels + c;
+  const T* grad = static_cast<const T*>(p.grad) + first;
+  const T* z = kAct ? static_cast<const T*>(p.z) + first : nullptr;
+  const float* bias = kAct && p.bias ? p.bias + c : nullptr;
+  T* dx = static_cast<T*>(p.dx) + first;
+  const V scale = set(p.mask.scale);
+  for_lanes(count, [&](int64_t i, auto lanes) {
+    V g = keep(mul(lanes.get(grad + i), scale), kept.from(i));
+    if (kAct) {
+      const V value = lanes.get(z + i);
+      g = activate_grad(kAct, bias ? add(value, lanes.get(bias + i)) : value, g);
+    }
+    lanes.put(dx + i, g);
+    if (sums) store(sums + c + i, add(load(sums + c + i), g));
+  });
+}
+
+template <class T>
+void backward(const DropoutBackward& p) {
+  const DropoutMask& m = p.mask;
+  const int64_t elements = m.rows * m.channels, pitch = round_up(m.channels, 16);
+  // Fixed by the shape alone, so that any number of threads sums in one order.
+  const int64_t row_chunks = m.rows < kMostChunks ? m.rows : kMostChunks,
+                chunk = ceil_div(m.rows, row_chunks);
+  const int64_t chunks = p.dbias ? ceil_div(m.rows, chunk) : ceil_div(elements, kStretch);
+  const int64_t unit_elements = p.dbias ? chunk * m.channels : kStretch;
+  AlignedBuffer<float> parts(p.dbias ? size_t(chunks * pitch) : 1);
+  with_activation(p.act, [&](auto act) {
+    parallel_for(chunks, [&](int64_t unit) {
+      KeptBits kept(m);
+      float* sums = p.dbias ? parts.data() + unit * pitch : nullptr;
+      if (sums) std::memset(sums, 0, size_t(pitch) * sizeof(float));
+      const int64_t begin = unit * unit_elements,
+                    end = begin + unit_elements < elements ? begin + unit_elements : elements;
+      for_stretches(m, begin, end, [&](int64_t row, int64_t c, int64_t count) {
+        kept.draw(row, c, count);
+        backward_stretch<T, act()>(p, kept, row, c, count, sums);
+      });
+    });
+  });
+  if (p.dbias) merge_sum(parts.data(), chunks, m.channels, pitch, p.dbias);
+}
+
+void dropout_forward(const DropoutForward& p) {
+  by_dtype(p.dtype, &Kernels::dropout_forward, p, [&](auto t) { forward<decltype(t)>(p); });
+}
+void dropout_backward(const DropoutBackward& p) {
+  by_dtype(p.dtype, &Kernels::dropout_backward, p, [&](auto t) { backward<decltype(t)>(p); });
+}
+
+}  // namespace
+
+namespace FASTCNN_ISA {
+void register_dropout(Kernels& k) {
+  k.dropout_forward = dropout_forward;
+  k.dropout_backward = dropout_backward;
+}
+}  // namespace FASTCNN_ISA
+
+}  // namespace fastcnn
