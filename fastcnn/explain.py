@@ -130,9 +130,11 @@ class _Recorder(TorchDispatchMode):
         arguments = work.named(primitive, args)
         weights = [_dims(v) for name, v in arguments.items() if name.endswith("weight") and v is not None]
         shapes = f"{_dims(args[0])} * {' * '.join(weights)}" if weights else _dims(args[0])
+        # What works in place reads and writes its first argument: as much as with an output of its own.
+        made = torch.empty_like(args[0], device="meta") if output is None else output
         self._add(
-            primitive, shapes, args, output, backend, _why(primitive, args, backend),
-            work.primitive_operations(primitive, args, output),
+            primitive, shapes, args, made, backend, _why(primitive, args, backend),
+            work.primitive_operations(primitive, args, made),
         )  # fmt: skip
         return output
 
@@ -167,7 +169,7 @@ class _Recorder(TorchDispatchMode):
         source = _first_tensor(args)
         dtype = (out if source is None else source).dtype
         size = work.traffic(args, output)
-        floor = peaks.floor(operations, size, _peak_dtype(dtype), out.device.type)
+        floor = peaks.floor(operations, size, _peak_dtype(dtype), (out if source is None else source).device.type)
         layer, name = self._layer(args), str(dtype).removeprefix("torch.")
         row = Row(layer, op, f"{shapes} → {_dims(out)}", name, backend, why, operations, size, floor)
         last = self.rows[-1] if self.rows else None

@@ -12,7 +12,7 @@ from fastcnn import backends
 from fastcnn.benchmark import peaks
 from fastcnn.explain import _model_of, explain
 from fastcnn.models import create_model
-from fastcnn.nn import Bottleneck, PreActBlock
+from fastcnn.nn import Bottleneck, CapsuleLinear, Dropout, PreActBlock
 from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.optimize import optimize
 
@@ -131,3 +131,12 @@ def test_every_primitive_of_the_models_is_counted() -> None:
     pools = [row for row in rows if row.op == "max_pool2d_fwd"]
     assert len(pools) == 4
     assert all(row.operations > 0 and row.bytes > 0 for row in rows)
+
+
+def test_capsules_and_dropout():
+    layers = nn.Sequential(CapsuleLinear(6, 4, 3, 5), nn.Flatten(), Dropout(0.5), Dropout(0.5, inplace=True))
+    rows = {row.op: row for row in explain(layers, torch.randn(2, 6, 4), backward=True).rows}
+    votes = 2 * 6 * 3 * 4 * 5
+    assert rows["capsule_routing_fwd"].operations == 2 * votes + 5 * 2 * votes / 4
+    assert rows["capsule_routing_bwd"].operations == 2 * rows["capsule_routing_fwd"].operations
+    assert {"dropout_fwd", "dropout_inplace", "dropout_bwd"} <= set(rows)

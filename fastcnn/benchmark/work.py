@@ -44,9 +44,20 @@ def _forward_operations(arguments: Mapping[str, Any], y: Tensor) -> float:
     return total
 
 
+def _capsule_operations(arguments: Mapping[str, Any]) -> float:
+    """The votes once, their sums in every iteration and their agreements in all but the first; twice that backward."""
+    u, weight = arguments["u"], arguments["weight"]
+    iterations = arguments["iterations"] if "iterations" in arguments else arguments["s"].shape[0]
+    votes = u.shape[0] * math.prod(weight.shape)
+    forward = 2.0 * votes + (2 * iterations - 1) * 2.0 * votes / weight.shape[2]
+    return forward if "iterations" in arguments else 2 * forward
+
+
 def primitive_operations(primitive: str, args: Sequence, output: object) -> float:
     """Multiplications and additions of a primitive's call, prologues and epilogues left out."""
     arguments = named(primitive, args)
+    if primitive.startswith("capsule"):
+        return _capsule_operations(arguments)
     if "need_dx" in arguments:
         grad, wanted = arguments["grad"], arguments["need_dx"] + arguments["need_dw"]
         return wanted * _forward_operations({"weight": arguments["weight"]}, grad)
