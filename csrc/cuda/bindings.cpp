@@ -18,6 +18,8 @@ using Pointer = uintptr_t;
 using AffineArguments = std::tuple<Pointer, Pointer, int>;  // scale, shift, activation
 using ViewArguments = std::tuple<Pointer, int64_t>;         // data, pixel stride
 using FilterArguments = std::tuple<Pointer, bool>;          // data, is float32
+// Rows, channels, rows per sample, unit, threshold, scale, seed.
+using MaskArguments = std::tuple<int64_t, int64_t, int64_t, int, uint64_t, float, Pointer>;
 
 template <class T>
 T* pointer(Pointer p) {
@@ -27,6 +29,15 @@ View view(const ViewArguments& v) { return {pointer<void>(std::get<0>(v)), std::
 Filter filter(const FilterArguments& f) { return {pointer<void>(std::get<0>(f)), std::get<1>(f)}; }
 ChannelAffine affine(const AffineArguments& a) {
   return {pointer<float>(std::get<0>(a)), pointer<float>(std::get<1>(a)), std::get<2>(a)};
+}
+DropoutMask mask(const MaskArguments& m) {
+  return {std::get<0>(m),
+          std::get<1>(m),
+          std::get<2>(m),
+          std::get<3>(m),
+          std::get<4>(m),
+          std::get<5>(m),
+          pointer<uint64_t>(std::get<6>(m))};
 }
 
 // Why no kernel of this build can run here, or an empty string.
@@ -106,6 +117,28 @@ void run_separable_fwd(int device_index, const Geometry& g, int channels, int dt
                 plan);
 }
 
+DropoutPlan make_dropout_plan(const MaskArguments& m, int dtype, bool with_bias, bool with_sums,
+                              const Device& gpu) {
+  return plan_dropout(mask(m), dtype, with_bias, with_sums, gpu);
+}
+
+void run_dropout_fwd(int device_index, const MaskArguments& m, int dtype, const DropoutPlan& plan, Pointer x,
+                     Pointer bias, int act, Pointer residual, Pointer out, Pointer stream) {
+  const DeviceGuard guard(device_index);
+  dropout_fwd({mask(m), dtype, pointer<void>(x), pointer<float>(bias), act, pointer<void>(residual),
+               pointer<void>(out), pointer<void>(stream)},
+              plan);
+}
+
+void run_dropout_bwd(int device_index, const MaskArguments& m, int dtype, const DropoutPlan& plan,
+                     Pointer grad, Pointer z, Pointer bias, int act, Pointer dx, Pointer dbias,
+                     Pointer workspace, Pointer stream) {
+  const DeviceGuard guard(device_index);
+  dropout_bwd({mask(m), dtype, pointer<void>(grad), pointer<void>(z), pointer<float>(bias), act,
+               pointer<void>(dx), pointer<float>(dbias), pointer<float>(workspace), pointer<void>(stream)},
+              plan);
+}
+
 Geometry geometry(std::array<int, 4> x, std::array<int, 2> output, std::array<int, 3> weight,
                   std::array<int, 2> stride, std::array<int, 2> padding, std::array<int, 2> dilation) {
   return {x[0],      x[1],      x[2],      x[3],       output[0],  output[1],   weight[0],  weight[1],
@@ -124,15 +157,19 @@ void bind(py::module_& m) {
            "x: n, h, w, k; output: p, q; weight: c, r, s; then stride, padding, dilation");
   py::class_<DepthwisePlan>(m, "DepthwisePlan").def_readonly("workspace", &DepthwisePlan::workspace);
   py::class_<SeparablePlan>(m, "SeparablePlan").def_readonly("workspace", &SeparablePlan::workspace);
+  py::class_<DropoutPlan>(m, "DropoutPlan").def_readonly("workspace", &DropoutPlan::workspace);
   m.def("unavailable", &unavailable);
   m.def("device", &device);
   m.def("plan_depthwise_fwd", &plan_depthwise_fwd);
   m.def("plan_depthwise_bwd", &plan_depthwise_bwd);
   m.def("plan_separable_fwd", &plan_separable_fwd, py::arg("geometry"), py::arg("channels"), py::arg("dtype"),
         py::arg("device"), py::arg("m") = 0);
+  m.def("plan_dropout", &make_dropout_plan);
   m.def("depthwise_fwd", &run_depthwise_fwd);
   m.def("depthwise_bwd", &run_depthwise_bwd);
   m.def("separable_fwd", &run_separable_fwd);
+  m.def("dropout_fwd", &run_dropout_fwd);
+  m.def("dropout_bwd", &run_dropout_bwd);
 }
 
 }  // namespace fastcnn::cuda

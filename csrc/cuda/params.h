@@ -85,4 +85,44 @@ struct SeparableFwd {
   void* stream;
 };
 
+// What one draw decides on; fastcnn/ops/dropout.py has the same codes.
+enum DropoutUnit : int { kDropElement, kDropChannel, kDropSample };
+
+// Memory as a matrix [rows, channels], of rows_per_sample rows each sample. Draw i is word i % 4 of
+// Philox-4x32-10 with the counter (i / 4, seed[1]) and the key seed[0]; what it decides on is kept, and
+// scaled, where it is at least `threshold`, of 2^32. The seed is in the GPU's memory.
+struct DropoutMask {
+  int64_t rows, channels, rows_per_sample;
+  int unit;
+  uint64_t threshold;
+  float scale;
+  const uint64_t* seed;
+};
+
+// out = mask * scale * act(x + bias) + residual; out may be x.
+struct DropoutFwd {
+  DropoutMask mask;
+  int dtype;
+  const void* x;
+  const float* bias;
+  int act;
+  const void* residual;
+  void* out;
+  void* stream;
+};
+
+// dx = mask * scale * grad * act'(z + bias), z unused without an activation; dbias [channels] is its sum over
+// the rows, or null. The workspace holds the plan's `workspace` floats and comes uninitialised.
+struct DropoutBwd {
+  DropoutMask mask;
+  int dtype;
+  const void *grad, *z;
+  const float* bias;
+  int act;
+  void* dx;
+  float* dbias;
+  float* workspace;
+  void* stream;
+};
+
 }  // namespace fastcnn::cuda

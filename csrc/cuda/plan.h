@@ -45,6 +45,20 @@ struct SeparablePlan {
   int64_t workspace;  // floats
 };
 
+// Dropout's memory [rows, channels] as [lines, width]: a line is the fewest rows, `folds`, that whole vectors
+// fill. Block (i, j) works on vectors [i vectors, (i + 1) vectors) of lines [j chunk, (j + 1) chunk), and no
+// block on what is empty.
+struct DropoutPlan {
+  int64_t elements, width;
+  int folds;
+  int vectors;        // of a line, per block
+  int stripes;        // of a block's threads, each a line further
+  int64_t chunk;      // lines per block
+  int tiles;          // of vectors
+  int slices;         // of lines
+  int64_t workspace;  // floats: [slices][width] where there are sums
+};
+
 // The unrolled kernels: square kernels of 3, 5, 7, square stride 1 or 2, no dilation, multiplier 1. Else 0.
 int unrolled_kernel(const Geometry& g);
 // Outputs per thread along W.
@@ -56,10 +70,15 @@ DepthwisePlan plan_depthwise_fwd(const Geometry& g, int dtype, const Device& dev
 DepthwisePlan plan_depthwise_bwd(const Geometry& g, int dtype, const Device& device);
 // `m`: only products of so many pixels; 0: whichever is expected to be fastest.
 SeparablePlan plan_separable_fwd(const Geometry& g, int channels, int dtype, const Device& device, int m = 0);
+// `with_bias`: the columns matter, because a bias is added or its gradient is wanted (`with_sums`).
+DropoutPlan plan_dropout(const DropoutMask& mask, int dtype, bool with_bias, bool with_sums,
+                         const Device& device);
 
 // Enqueue on the op's stream; throw std::runtime_error with CUDA's message where a launch fails.
 void depthwise_fwd(const DepthwiseFwd& op, const DepthwisePlan& plan);
 void depthwise_bwd(const DepthwiseBwd& op, const DepthwisePlan& plan);
 void separable_fwd(const SeparableFwd& op, const SeparablePlan& plan);
+void dropout_fwd(const DropoutFwd& op, const DropoutPlan& plan);
+void dropout_bwd(const DropoutBwd& op, const DropoutPlan& plan);
 
 }  // namespace fastcnn::cuda

@@ -97,12 +97,14 @@ union Vector {
   T at[kVec<T>];
 };
 
-// Channels [0, count) at p, zeros above; one 16-byte load where the pixel stride keeps it aligned.
-template <class T>
+// Channels [0, count) at p, zeros above; one 16-byte load where the pixel stride keeps it aligned. kMutable:
+// the kernel may write there, and __ldg is for what stays constant.
+template <class T, bool kMutable = false>
 FASTCNN_DEVICE Vector<T> load_vector(const T* p, int count, bool aligned) {
   Vector<T> v;
   if (aligned && count >= kVec<T>) {
-    v.words = __ldg(reinterpret_cast<const uint4*>(p));
+    const uint4* whole = reinterpret_cast<const uint4*>(p);
+    v.words = kMutable ? *whole : __ldg(whole);
     return v;
   }
   v.words = make_uint4(0, 0, 0, 0);
@@ -111,6 +113,22 @@ FASTCNN_DEVICE Vector<T> load_vector(const T* p, int count, bool aligned) {
     if (i < count) v.at[i] = p[i];
   }
   return v;
+}
+
+// Values [0, count) to p.
+template <class T>
+FASTCNN_DEVICE void store_vector(T* p, const float (&values)[kVec<T>], int count, bool aligned) {
+  Vector<T> v;
+#pragma unroll
+  for (int i = 0; i < kVec<T>; ++i) v.at[i] = from_float<T>(values[i]);
+  if (aligned && count >= kVec<T>) {
+    *reinterpret_cast<uint4*>(p) = v.words;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVec<T>; ++i) {
+    if (i < count) p[i] = v.at[i];
+  }
 }
 
 }  // namespace fastcnn::cuda

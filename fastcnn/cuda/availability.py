@@ -11,8 +11,17 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cuda import launch
 
-# Positions of x, the depthwise weight and (stride, padding, dilation) in each primitive's arguments.
-_GEOMETRY = {"depthwise_fwd": (0, 1, 9), "depthwise_bwd": (6, 11, 12), "separable_fwd": (0, 1, 13)}
+# Positions of what shares x's dtype, x first, in each primitive's arguments.
+_IMAGES = {
+    "depthwise_fwd": (0, 8),
+    "depthwise_bwd": (6, 0, 1),
+    "separable_fwd": (0, 12),
+    "dropout_fwd": (0, 3),
+    "dropout_bwd": (0, 1),
+    "dropout_inplace": (0,),
+}
+# Positions of the depthwise weight and (stride, padding, dilation).
+_GEOMETRY = {"depthwise_fwd": (1, 9), "depthwise_bwd": (11, 12), "separable_fwd": (1, 13)}
 
 
 @cache
@@ -31,17 +40,20 @@ def unavailable() -> str | None:
 
 def refuses(primitive: str, args: Sequence) -> str | None:
     """Why this call is not for the CUDA backend, or None."""
-    x_at, weight_at, geometry_at = _GEOMETRY[primitive]
-    x = args[x_at]
+    x, *others = (args[i] for i in _IMAGES[primitive])
     for value in args:
         if isinstance(value, Tensor) and not value.is_cuda:
             return f"the cuda backend takes CUDA tensors, got one on {value.device}"
     if x.dtype not in launch.DTYPES:
         return f"the cuda backend computes in float32, bfloat16 and float16, got {x.dtype}"
-    if any(isinstance(a, Tensor) and a.dim() == 4 and a.dtype != x.dtype for a in _images(primitive, args)):
+    if any(t is not None and t.dtype != x.dtype for t in others):
         return f"the cuda backend takes images of one dtype, here {x.dtype}"
-    if x.numel() == 0:
-        return None
+    return _no_plan(primitive, args, x) if primitive in _GEOMETRY and x.numel() else None
+
+
+def _no_plan(primitive: str, args: Sequence, x: Tensor) -> str | None:
+    """Why a convolution of this shape has no plan on x's GPU, or None."""
+    weight_at, geometry_at = _GEOMETRY[primitive]
     channels = (args[2].shape[0],) if primitive == "separable_fwd" else ()
     try:
         launch.plan(
@@ -51,9 +63,3 @@ def refuses(primitive: str, args: Sequence) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _images(primitive: str, args: Sequence) -> list:
-    if primitive == "depthwise_bwd":
-        return [args[0], args[1], args[6]]
-    return [args[0], args[8] if primitive == "depthwise_fwd" else args[12]]

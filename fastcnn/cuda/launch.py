@@ -23,7 +23,8 @@ def module() -> ModuleType | None:
 
 
 @cache
-def _device(index: int):
+def properties(index: int):
+    """What the plans know of a GPU."""
     return module().device(index)
 
 
@@ -49,7 +50,7 @@ def plan(
     size = tuple(conv_out_size((h, w)[i], (r, s)[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
     geometry = module().Geometry((n, h, w, k), size, (c, r, s), stride, padding, dilation)
     extra = (channels,) if kind == "separable_fwd" else ()
-    chosen = getattr(module(), f"plan_{kind}")(geometry, *extra, DTYPES[dtype], _device(device))
+    chosen = getattr(module(), f"plan_{kind}")(geometry, *extra, DTYPES[dtype], properties(device))
     return geometry, chosen, size
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastcnn.ops.dropout import mask_of, threshold
 from fastcnn.ops.layout import conv_out_size, pixel_stride
 from tests.cuda.cases import Shape, output_size
 from tests.cuda.toolchain import build_driver
@@ -74,6 +75,10 @@ class Case:
         """Contiguous operands; None is a null pointer."""
         self.buffers += [(None if t is None else t.contiguous(), 0) for t in tensors]
 
+    def dense(self, t: Tensor | None) -> None:
+        """An operand whose memory is taken as it is."""
+        self.buffers.append((t, 0))
+
     def image(self, t: Tensor | None) -> None:
         """An NHWC operand, perhaps a channel slice."""
         ld = 0 if t is None else pixel_stride(t)
@@ -102,7 +107,7 @@ class Case:
         data, _ = _drive(bytes(out))
         at = 0
         for (t, _), size in zip(self.buffers, sizes, strict=True):
-            if t is not None:
+            if size:
                 whole = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())
                 whole.copy_(torch.frombuffer(bytearray(data[at : at + size]), dtype=t.dtype))
             at += size
@@ -183,3 +188,39 @@ def separable_fwd(
     case.flat(*moments)
     case.run()
     return y, *moments
+
+
+def _dropout(
+    op: int, x: Tensor, bias: Tensor | None, act: int, p: float, scale: float, unit: int, seed: Tensor
+) -> Case:
+    case = Case(op, x, [*mask_of(x, bias, unit), threshold(p), act])
+    case.flat(torch.tensor([scale]), seed, bias)
+    return case
+
+
+def dropout_fwd(x, bias, act, residual, p, scale, unit, seed):
+    """As fastcnn.ops' reference."""
+    out = torch.full_like(x, float("nan"))
+    case = _dropout(3, x, bias, act, p, scale, unit, seed)
+    for t in (x, residual, out):
+        case.dense(t)
+    case.run()
+    return out
+
+
+def dropout_inplace(x, p, scale, unit, seed):
+    """As fastcnn.ops' reference."""
+    case = _dropout(3, x, None, 0, p, scale, unit, seed)
+    for t in (x, None, None):
+        case.dense(t)
+    case.run()
+
+
+def dropout_bwd(grad, z, bias, act, p, scale, unit, seed, need_bias):
+    """As fastcnn.ops' reference, an empty dbias where it is not needed."""
+    dx, dbias = torch.full_like(grad, float("nan")), torch.full(bias.shape if need_bias else (0,), float("nan"))
+    case = _dropout(4, grad, bias, act, p, scale, unit, seed)
+    for t in (grad, z, dx, dbias if need_bias else None):
+        case.dense(t)
+    case.run()
+    return dx, dbias

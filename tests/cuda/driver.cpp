@@ -32,7 +32,8 @@ struct Case {
   std::vector<Buffer> buffers;
   size_t next_number = 0, next_buffer = 0;
 
-  int number() { return int(numbers.at(next_number++)); }
+  int64_t wide() { return numbers.at(next_number++); }
+  int number() { return int(wide()); }
   const Buffer& buffer() { return buffers.at(next_buffer++); }
   ChannelAffine affine() {
     const float* scale = buffer().floats();
@@ -138,6 +139,47 @@ void run_separable_fwd(Case& c, const Geometry& g, int dtype, const Device& devi
   separable_fwd(op, plan);
 }
 
+// The mask, the activation and the bias, which both directions take.
+template <class Op>
+void read_dropout(Case& c, Op& op, int dtype) {
+  DropoutMask& m = op.mask;
+  op.dtype = dtype;
+  m.rows = c.wide();
+  m.channels = c.wide();
+  m.rows_per_sample = c.wide();
+  m.unit = c.number();
+  m.threshold = uint64_t(c.wide());
+  op.act = c.number();
+  m.scale = *c.buffer().floats();
+  m.seed = static_cast<const uint64_t*>(c.buffer().operand());
+  op.bias = c.buffer().floats();
+}
+
+// In place where there is no output.
+void run_dropout_fwd(Case& c, int dtype, const Device& device) {
+  DropoutFwd op{};
+  read_dropout(c, op, dtype);
+  void* x = c.buffer().operand();
+  op.x = x;
+  op.residual = c.buffer().operand();
+  void* out = c.buffer().operand();
+  op.out = out != nullptr ? out : x;
+  dropout_fwd(op, plan_dropout(op.mask, dtype, op.bias != nullptr, false, device));
+}
+
+void run_dropout_bwd(Case& c, int dtype, const Device& device) {
+  DropoutBwd op{};
+  read_dropout(c, op, dtype);
+  op.grad = c.buffer().operand();
+  op.z = c.buffer().operand();
+  op.dx = c.buffer().operand();
+  op.dbias = c.buffer().floats();
+  const DropoutPlan plan = plan_dropout(op.mask, dtype, op.bias != nullptr, op.dbias != nullptr, device);
+  std::vector<float> space = workspace(plan.workspace);
+  op.workspace = space.data();
+  dropout_bwd(op, plan);
+}
+
 // Shared memory of the plan alone, for shapes that are too large to run here.
 int planned_shared_bytes(Case& c, int op, const Geometry& g, int dtype, const Device& device) {
   if (op == 0) return plan_depthwise_fwd(g, dtype, device).shared_bytes;
@@ -152,6 +194,10 @@ Case run(const char* path, bool descending) {
   Device device;
   device.multiprocessors = c.number();
   device.shared_bytes = c.number();
+  if (op == 3 || op == 4) {
+    (op == 3 ? run_dropout_fwd : run_dropout_bwd)(c, dtype, device);
+    return c;
+  }
   const Geometry g = read_geometry(c);
   if (op >= kPlanOnly) {
     if (!descending) std::printf("%d\n", planned_shared_bytes(c, op - kPlanOnly, g, dtype, device));

@@ -10,22 +10,25 @@ import sys
 import torch
 
 from fastcnn import cuda
-from tests.cuda.cases import Shape, arguments, check, reference
+from tests.cuda import cases, dropout_cases
+from tests.cuda.cases import Shape
 from tests.cuda.shapes import DEPTHWISE, SEPARABLE, STATS
 
 CASES = [
     *(("depthwise_fwd", shape) for shape in (*DEPTHWISE, *STATS)),
     *(("depthwise_bwd", shape) for shape in DEPTHWISE),
     *(("separable_fwd", shape) for shape in SEPARABLE),
+    *((primitive, case) for primitive in ("dropout_fwd", "dropout_bwd") for case in dropout_cases.CASES),
 ]
 
 
-def run_case(primitive: str, shape: Shape) -> None:
+def run_case(primitive: str, shape: Shape | dropout_cases.Case) -> None:
     """Runs one case on the GPU and compares it with the reference."""
-    args = arguments(primitive, shape, "cuda")
+    suite = dropout_cases if isinstance(shape, dropout_cases.Case) else cases
+    args = suite.arguments(primitive, shape, "cuda")
     outputs = getattr(cuda, primitive)(*args)
     torch.cuda.synchronize()
-    check(primitive, shape, outputs, reference(primitive, args))
+    suite.check(primitive, shape, outputs, suite.reference(primitive, args))
 
 
 def main() -> int:
