@@ -9,6 +9,7 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, floats, pointer
 from fastcnn.cpu.memory import empty_like
 from fastcnn.ops.dropout import mask_of, threshold
+from fastcnn.ops.registry import Mutable
 
 
 def _mask(x: Tensor, bias: Tensor | None, p: float, scale: float, unit: int, seed: Tensor) -> tuple:
@@ -56,7 +57,7 @@ def dropout_bwd(
     return dx, dbias
 
 
-def dropout_inplace(x: Tensor, p: float, scale: float, unit: int, seed: Tensor) -> None:
+def dropout_inplace(x: Mutable, p: float, scale: float, unit: int, seed: Tensor) -> None:
     """As fastcnn.ops.dropout.dropout_inplace."""
     native.module().dropout_forward(
         _mask(x, None, p, scale, unit, seed), DTYPE_CODES[x.dtype], x.data_ptr(), 0, 0, 0, x.data_ptr()

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastcnn.cuda.launch import DTYPES, Operands, address, floats, module, properties, stream
 from fastcnn.ops.activations import NONE
 from fastcnn.ops.dropout import mask_of, threshold
+from fastcnn.ops.registry import Mutable
 
 
 def _mask(x: Tensor, bias: Tensor | None, p: float, scale: float, unit: int, seed: int) -> tuple:
@@ -75,6 +76,6 @@ def dropout_bwd(
     return dx, dbias
 
 
-def dropout_inplace(x: Tensor, p: float, scale: float, unit: int, seed: Tensor) -> None:
+def dropout_inplace(x: Mutable, p: float, scale: float, unit: int, seed: Tensor) -> None:
     """As fastcnn.ops.dropout.dropout_inplace."""
     _forward(x, None, NONE, None, p, scale, unit, seed, x)

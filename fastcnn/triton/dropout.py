@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE, mask_of, threshold
+from fastcnn.ops.registry import Mutable
 from fastcnn.triton.activations import activate, mask_gradient
 from fastcnn.triton.launch import cdiv, empty, pow2, primitive
 from fastcnn.triton.reductions import sum_rows
@@ -173,7 +174,7 @@ def dropout_bwd(
 
 
 @primitive
-def dropout_inplace(x: Tensor, p: float, scale: float, unit: int, seed: Tensor) -> None:
+def dropout_inplace(x: Mutable, p: float, scale: float, unit: int, seed: Tensor) -> None:
     """x = mask * scale * x."""
     sizes, constants, tiles_m, tiles_c = _plan(x, None, p, scale, unit)
     if tiles_m * tiles_c:
