@@ -65,9 +65,9 @@ def test_no_source_includes_a_torch_header() -> None:
 
 
 def test_only_bindings_know_python() -> None:
-    header = re.compile(r'^\s*#\s*include\s*[<"](pybind11/|Python\.h)', re.MULTILINE)
-    sources = [path for path in (ROOT / "csrc").rglob("*.*") if header.search(path.read_text())]
-    assert {path.stem for path in sources} == {"bindings"}
+    header = re.compile(r'^\s*#\s*include\s*[<"](pybind11/|Python\.h|bindings/)', re.MULTILINE)
+    sources = {path for path in (ROOT / "csrc").rglob("*.*") if header.search(path.read_text())}
+    assert sources == {*(ROOT / "csrc/bindings").iterdir(), ROOT / "csrc/cuda/bindings.cpp"}
 
 
 @needs_binutils

@@ -1,0 +1,137 @@
+// Passes over memory: affine maps with activation, pooling, dropout.
+#include "bindings/arguments.h"
+
+namespace fastcnn {
+namespace {
+
+void bind_affine_act(py::module_& m) {
+  m.def("affine_act_forward",
+        [](int64_t pixels, int64_t channels, int dtype, Pointer y, int64_t y_ld, const py::tuple& e) {
+          AffineActForward p{pixels, channels, dtype_of(dtype), activations(y, y_ld), epilogue(e)};
+          launch(kernels().affine_act_forward, p);
+        });
+  m.def("affine_act_sums", [](int64_t pixels, int64_t channels, int dtype, Pointer grad, int64_t grad_ld,
+                              Pointer y, int64_t y_ld, const py::tuple& a, Pointer mean, Pointer sums) {
+    AffineActSums p{
+        pixels,    channels,     dtype_of(dtype),     activations(grad, grad_ld), activations(y, y_ld),
+        affine(a), floats(mean), mutable_floats(sums)};
+    launch(kernels().affine_act_sums, p);
+  });
+  m.def("affine_act_data_gradient", [](int64_t pixels, int64_t channels, int dtype, const py::tuple& up,
+                                       Pointer residual, int64_t residual_ld, Pointer dx, int64_t dx_ld) {
+    AffineActDataGradient p{pixels,
+                            channels,
+                            dtype_of(dtype),
+                            gradient(up),
+                            activations(residual, residual_ld),
+                            reinterpret_cast<void*>(dx),
+                            dx_ld};
+    launch(kernels().affine_act_data_gradient, p);
+  });
+  m.def("residual_act_backward", [](int64_t pixels, int64_t channels, int dtype, Pointer grad,
+                                    int64_t grad_ld, Pointer out, int64_t out_ld, int act, Pointer y,
+                                    int64_t y_ld, Pointer mean, Pointer dz, int64_t dz_ld, Pointer sums) {
+    ResidualActBackward p{pixels,
+                          channels,
+                          dtype_of(dtype),
+                          activations(grad, grad_ld),
+                          activations(out, out_ld),
+                          act,
+                          activations(y, y_ld),
+                          floats(mean),
+                          reinterpret_cast<void*>(dz),
+                          dz_ld,
+                          mutable_floats(sums)};
+    launch(kernels().residual_act_backward, p);
+  });
+  m.def("channel_statistics", [](int64_t pixels, int64_t channels, int dtype, Pointer x, int64_t x_ld,
+                                 Pointer mean, Pointer var) {
+    ChannelStatistics p{
+        pixels, channels, dtype_of(dtype), activations(x, x_ld), mutable_floats(mean), mutable_floats(var)};
+    launch(kernels().channel_statistics, p);
+  });
+}
+
+// (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dtype)
+MaxPool2dForward max_pool2d_geometry(const py::tuple& t) {
+  MaxPool2dForward p;
+  int64_t* sizes[] = {&p.images, &p.channels, &p.in_h, &p.in_w, &p.out_h, &p.out_w};
+  int* geometry[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w};
+  for (int i = 0; i < 6; ++i) *sizes[i] = t[i].cast<int64_t>();
+  for (int i = 0; i < 6; ++i) *geometry[i] = t[6 + i].cast<int>();
+  p.dtype = dtype_of(t[12].cast<int>());
+  return p;
+}
+
+void bind_max_pool2d(py::module_& m) {
+  m.def("max_pool2d_forward",
+        [](const py::tuple& shape, Pointer x, int64_t x_ld, Pointer out, int64_t out_ld, Pointer index) {
+          MaxPool2dForward p = max_pool2d_geometry(shape);
+          p.x = activations(x, x_ld);
+          p.out = reinterpret_cast<void*>(out);
+          p.out_ld = out_ld;
+          p.index = reinterpret_cast<uint8_t*>(index);
+          launch(kernels().max_pool2d_forward, p);
+        });
+  m.def("max_pool2d_backward",
+        [](const py::tuple& shape, Pointer grad, int64_t grad_ld, Pointer index, Pointer dx, int64_t dx_ld) {
+          MaxPool2dBackward p;
+          p.geometry = max_pool2d_geometry(shape);
+          p.grad = activations(grad, grad_ld);
+          p.index = reinterpret_cast<const uint8_t*>(index);
+          p.dx = reinterpret_cast<void*>(dx);
+          p.dx_ld = dx_ld;
+          launch(kernels().max_pool2d_backward, p);
+        });
+}
+
+// (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
+DropoutMask dropout_mask(const py::tuple& t) {
+  DropoutMask m;
+  m.rows = t[0].cast<int64_t>();
+  m.channels = t[1].cast<int64_t>();
+  m.rows_per_sample = t[2].cast<int64_t>();
+  m.unit = t[3].cast<int>();
+  m.threshold = t[4].cast<uint64_t>();
+  m.scale = t[5].cast<float>();
+  const auto* seed = reinterpret_cast<const uint64_t*>(t[6].cast<Pointer>());
+  m.seed = seed[0];
+  m.offset = seed[1];
+  return m;
+}
+
+void bind_dropout(py::module_& m) {
+  m.def("dropout_forward", [](const py::tuple& mask, int dtype, Pointer x, Pointer bias, int act,
+                              Pointer residual, Pointer out) {
+    DropoutForward p{dropout_mask(mask),
+                     dtype_of(dtype),
+                     reinterpret_cast<const void*>(x),
+                     floats(bias),
+                     act,
+                     reinterpret_cast<const void*>(residual),
+                     reinterpret_cast<void*>(out)};
+    launch(kernels().dropout_forward, p);
+  });
+  m.def("dropout_backward", [](const py::tuple& mask, int dtype, Pointer grad, Pointer z, Pointer bias,
+                               int act, Pointer dx, Pointer dbias) {
+    DropoutBackward p{dropout_mask(mask),
+                      dtype_of(dtype),
+                      reinterpret_cast<const void*>(grad),
+                      reinterpret_cast<const void*>(z),
+                      floats(bias),
+                      act,
+                      reinterpret_cast<void*>(dx),
+                      mutable_floats(dbias)};
+    launch(kernels().dropout_backward, p);
+  });
+}
+
+}  // namespace
+
+void bind_passes(py::module_& m) {
+  bind_affine_act(m);
+  bind_max_pool2d(m);
+  bind_dropout(m);
+}
+
+}  // namespace fastcnn
