@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastcnn import backends, cuda, ops
-from fastcnn.ops.dropout import ELEMENT, draws, threshold
+from fastcnn.ops.dropout import ELEMENT, threshold
+from fastcnn.ops.philox import draws
 from tests.cuda.dropout_cases import BF16, F16, F32, SHAPES, UNITS, Case, arguments, kept_like, placed, seed_of
 
 pytestmark = [

@@ -15,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fastcnn
 from fastcnn import backends, ops
+from fastcnn.benchmark.memory import saved_bytes
 from fastcnn.ops import activations
-from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE, draws, kept, mask_of, philox, threshold
+from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE, kept, mask_of, threshold
+from fastcnn.ops.philox import draws, philox
 from tests.ops import cases
 from tests.tolerances import assert_close
 
@@ -315,8 +317,6 @@ def test_in_place():
 
 
 def test_no_mask_is_saved():
-    from fastcnn.benchmark.memory import saved_bytes
-
     x = torch.randn(64, 1000, requires_grad=True)
     assert saved_bytes(nn.Identity(), lambda: ops.dropout(x)) == 16
     # ReLU's mask is known from the output; another activation needs its input.
@@ -414,8 +414,7 @@ def test_drop_path_layer():
     assert repr(layer) == "DropPath(drop_prob=0.5)"
 
 
-def test_half_of_torchs_distribution():
-    """The same mean and variance as torch's own."""
+def test_mean_and_variance_are_torchs():
     x = torch.ones(1 << 18)
     for p in (0.2, 0.8):
         ours, stock = ops.dropout(x, p, seed=1), F.dropout(x, p)
