@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastcnn import ops
 from fastcnn.ops import Affine, Conv, conv_chain
+from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.validation import Labels, pair
 
 Pair = tuple[int, int]
@@ -122,7 +123,7 @@ class MarginLoss(nn.Module):
         factor: of the whole; the authors' code halves both terms.
 
     Shapes: capsules [N, classes, dim] or their lengths [N, classes]; target [N] of class indices, or [N, classes] of 0 and
-    1 for images with several digits. The result is a scalar.
+    1 for images with several digits. The result is a scalar in float32, or float64 for float64 capsules.
     Source: Sabour, Frosst & Hinton 2017 (arXiv 1710.09829), equation 4.
 
     Raises:
@@ -137,7 +138,8 @@ class MarginLoss(nn.Module):
         """The loss."""
         if capsules.dim() not in (2, 3):
             raise ValueError(f"capsules: got shape {list(capsules.shape)}, expected [N, classes, dim] or [N, classes]")
-        lengths = capsules.float().norm(dim=-1) if capsules.dim() == 3 else capsules.float()
+        lengths = capsules.to(accumulation_dtype(capsules))
+        lengths = lengths.norm(dim=-1) if capsules.dim() == 3 else lengths
         if target.shape not in (lengths.shape[:1], lengths.shape):
             raise ValueError(
                 f"target: got shape {list(target.shape)}, expected {list(lengths.shape[:1])} or {list(lengths.shape)}"

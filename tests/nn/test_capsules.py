@@ -56,6 +56,7 @@ def test_margin_loss():
     assert loss.item() == pytest.approx((0.5 * 0.2**2 + 0.85**2 + 0.5 * 0.4**2) / 2)
     loss.backward()
     assert v.grad[0, 0].abs().max() == 0
+    assert MarginLoss()(v.double(), torch.tensor([0, 0])).dtype == torch.float64
     assert MarginLoss(factor=0.5)(v, torch.tensor([0, 0])).item() == pytest.approx(loss.item() / 2)
     assert MarginLoss()(v.norm(dim=-1), torch.tensor([[1, 0], [1, 0]])).item() == pytest.approx(loss.item())
     with pytest.raises(ValueError, match=r"target: got shape \[3\]"):
