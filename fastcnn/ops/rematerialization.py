@@ -7,6 +7,7 @@ its predecessors in turn. An x that was changed in place since, or comes from el
 
 The nodes here are the contexts of conv_chain's autograd function. A graph that was freed, or a parameter that was changed
 in place, between forward and backward is torch's usual error, also where only a later layer's gradients are asked for.
+A write through ``.data`` is seen here as little as by torch: an x that was changed so is made again as it was before.
 """
 
 from __future__ import annotations

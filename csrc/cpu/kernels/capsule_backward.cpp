@@ -34,7 +34,7 @@ class Backward {
       parallel_for(tiles_.count, [&](int64_t tile) { step_back(t, tile); });
     }
     bias_gradient();
-    if (p_.du || p_.dw) parallel_for(chunks_.count, [&](int64_t chunk) { vote_gradients(chunk); });
+    if (p_.du || p_.dw) parallel_for(chunks_.count, [&](int64_t chunk) { gradients(chunk); });
   }
 
  private:
@@ -114,7 +114,7 @@ class Backward {
     }
   }
 
-  void vote_gradients(int64_t chunk) {
+  void gradients(int64_t chunk) {
     const int64_t inputs = s_.in_dim * kLanes, row = round_up(s_.outputs(), kLanes);
     float* votes =
         thread_scratch(size_t(2 * tiles_.outputs + 2 * s_.out_caps * kLanes + inputs + row * kLanes));
@@ -124,7 +124,7 @@ class Backward {
     for (int64_t tile = 0; tile < tiles_.count; ++tile)
       for (int64_t i = chunks_.first(chunk); i < chunks_.last(chunk); ++i) {
         make_votes(s_, capsule(tile, i), weight(i), votes);
-        want_of_votes(tile, votes, dvotes, coupling, gradient);
+        vote_gradients(tile, votes, dvotes, coupling, gradient);
         if (p_.du) input_gradient(tile, i, dvotes, du);
         if (!p_.dw) continue;
         from_lanes(dvotes, s_.outputs(), kLanes, rows, row);
@@ -133,7 +133,7 @@ class Backward {
   }
 
   // The votes' gradient: of every iteration c ds + db * the sum of v.
-  void want_of_votes(int64_t tile, const float* votes, float* dvotes, float* coupling, float* gradient) {
+  void vote_gradients(int64_t tile, const float* votes, float* dvotes, float* coupling, float* gradient) {
     std::memset(dvotes, 0, size_t(tiles_.outputs) * sizeof(float));
     for (int t = first_iteration(); t <= last_; ++t) {
       if (t == 0) {
