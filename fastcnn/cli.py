@@ -74,16 +74,22 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=30, metavar="N", help="(30)")
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="images per step, of all processes (128)")
     parser.add_argument("--limit-steps", type=int, metavar="N", help="at most N steps per epoch: a fixed budget")
-    parser.add_argument("--lr", type=float, default=0.1, metavar="R", help="learning rate after the warm-up (0.1)")
-    parser.add_argument("--momentum", type=float, default=0.9, metavar="M", help="(0.9)")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), help="(the model's: adam for capsnet, else sgd)")
+    parser.add_argument("--lr", type=float, metavar="R", help="learning rate after the warm-up (sgd 0.1, adam 0.001)")
+    parser.add_argument("--momentum", type=float, default=0.9, metavar="M", help="of sgd (0.9)")
     parser.add_argument("--nesterov", action="store_true")
-    parser.add_argument("--weight-decay", type=float, default=5e-4, metavar="W", help="not of biases and norms (5e-4)")
-    parser.add_argument("--warmup-epochs", type=float, metavar="E", help="(a tenth of the run, at most 1)")
+    parser.add_argument("--weight-decay", type=float, metavar="W", help="not of biases and norms (sgd 5e-4, adam 0)")
+    parser.add_argument("--schedule", choices=("cosine", "exponential"), help="(sgd cosine, adam exponential)")
+    parser.add_argument("--decay", type=float, default=0.96, metavar="D", help="of an exponential schedule (0.96)")
+    parser.add_argument("--decay-steps", type=int, default=2000, metavar="N", help="steps that it takes (2000)")
+    parser.add_argument("--warmup-epochs", type=float, metavar="E", help="(cosine: a tenth of the run, at most 1)")
     parser.add_argument("--label-smoothing", type=float, default=0.0, metavar="P", help="(0)")
     parser.add_argument("--ema", type=float, metavar="DECAY", help="average the weights with this decay per step")
     parser.add_argument("--sync-batchnorm", action="store_true", help="under torchrun: statistics of all processes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
-    parser.add_argument("--image-size", type=int, metavar="S", help="pixels along an axis (32; imagefolder: 224)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="pixels along an axis (the model's, at most 32; imagefolder: 224)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="weights, order and augmentation (0)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode images (2)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -125,7 +131,12 @@ def _parser() -> argparse.ArgumentParser:
             _demo_arguments,
             "photographs through MobileNet-v2 and Xception: stock torch and fastcnn",
         ),
-        ("train", _train, _train_arguments, "SGD on MNIST, CIFAR or a folder of images; several models: a comparison"),
+        (
+            "train",
+            _train,
+            _train_arguments,
+            "a model on MNIST, CIFAR or a folder of images; several models: a comparison",
+        ),
         ("bench", _bench, _bench_arguments, "the benchmarks"),
         ("explain", _explain, _explain_arguments, "which kernel runs each layer of a model, and why"),
         ("doctor", _doctor, None, "what was built, what this machine has, what is missing"),

@@ -268,11 +268,12 @@ def _model_of(args: argparse.Namespace, dtype: torch.dtype) -> tuple[nn.Module, 
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}: got {value}, expected 1 or more")
-    size = args.size or models.image_size(args.model)
+    form = models.input_format(args.model)
+    size = args.size or form.size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.create_model(args.model).to(args.device)
-        x = torch.randn(args.batch, 3, size, size).to(args.device)
+        x = torch.randn(args.batch, form.channels, size, size).to(args.device)
     if args.train:
         return model.train().to(dtype), x.to(dtype)
     return fastcnn.optimize(model.eval(), dtype=dtype), x

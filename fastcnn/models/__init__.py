@@ -1,7 +1,9 @@
 """The model zoo: classic convolutional networks with their reference implementation's state_dict keys."""
 
+from fastcnn.models.capsnet import CapsNet, capsnet, capsnet_cifar
+from fastcnn.models.lenet import LeNet5, lenet5
 from fastcnn.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
-from fastcnn.models.registry import create_model, image_size, list_models
+from fastcnn.models.registry import InputFormat, create_model, image_size, input_format, list_models
 from fastcnn.models.resnet import (
     ResNet,
     resnet18,
@@ -22,11 +24,18 @@ __all__ = [
     "VGG",
     "CIFARResNet",
     "CIFARWideResNet",
+    "CapsNet",
+    "InputFormat",
+    "LeNet5",
     "MobileNetV2",
     "ResNet",
     "Xception",
+    "capsnet",
+    "capsnet_cifar",
     "create_model",
     "image_size",
+    "input_format",
+    "lenet5",
     "list_models",
     "mobilenet_v2",
     "plain20",

@@ -12,22 +12,34 @@ from torch import nn
 Builder = Callable[..., nn.Module]
 
 
+class InputFormat(NamedTuple):
+    """The images that a model is trained on: pixels along an axis, channels, and the values' range.
+
+    Values are normalised to mean 0 and deviation 1 of the training set, or lie in [0, 1] for models that make images
+    themselves.
+    """
+
+    size: int
+    channels: int
+    normalised: bool
+
+
 class _Entry(NamedTuple):
     builder: Builder
-    image_size: int
+    input: InputFormat
 
 
 _MODELS: dict[str, _Entry] = {}
 
 
-def register(image_size: int = 224) -> Callable[[Builder], Builder]:
+def register(image_size: int = 224, channels: int = 3, normalised: bool = True) -> Callable[[Builder], Builder]:
     """Decorates a function (num_classes, weights, **options) -> model; its name is the model's.
 
-    image_size is what the model is trained on, in pixels along an axis.
+    The arguments are the fields of the model's `InputFormat`.
     """
 
     def decorate(builder: Builder) -> Builder:
-        _MODELS[builder.__name__] = _Entry(builder, image_size)
+        _MODELS[builder.__name__] = _Entry(builder, InputFormat(image_size, channels, normalised))
         return builder
 
     return decorate
@@ -52,7 +64,16 @@ def image_size(name: str) -> int:
     Raises:
         ValueError: an unknown name.
     """
-    return _entry(name).image_size
+    return _entry(name).input.size
+
+
+def input_format(name: str) -> InputFormat:
+    """The images that a model is trained on.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _entry(name).input
 
 
 def create_model(
@@ -62,7 +83,7 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: outputs of the classifier; None: 1000, or 10 for the CIFAR models.
+        num_classes: outputs of the classifier; None: 1000, or 10 for the CIFAR and MNIST models.
         weights: a path or a URL of a .pth or .safetensors file with the reference's keys (`fastcnn.models.weights`);
             None: random initialisation, the reference's.
         options: the model's own (see its function).

@@ -7,11 +7,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastcnn.models import list_models
+from fastcnn.models import input_format, list_models
+from fastcnn.training.recipes import OPTIMIZERS, SCHEDULES, Recipe, recipe_of
 
 DATA_SETS = ("mnist", "cifar10", "cifar100", "imagefolder")
 DTYPES = ("float32", "bfloat16")
-DEFAULT_SIZES = {"imagefolder": 224}  # pixels; the others are 32
+DEFAULT_SIZES = {"imagefolder": 224}  # pixels at most; the others are 32
 
 # What may differ between a checkpoint and the run that goes on from it: where things are and how they are loaded.
 FREE_ON_RESUME = ("data_dir", "output", "workers", "device", "download", "resume")
@@ -19,7 +20,7 @@ FREE_ON_RESUME = ("data_dir", "output", "workers", "device", "download", "resume
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: SGD with momentum, linear warm-up and one cosine down to zero.
+    """A training run: SGD with momentum, linear warm-up and one cosine down to zero, or what a model's paper used.
 
     Args:
         model: a name from `fastcnn.models.list_models()`.
@@ -28,11 +29,16 @@ class TrainConfig:
         output: the folder for last.pt, best.pt, metrics.csv and curves.png; None: train-output/MODEL-DATA.
         epochs: passes over the training set, or over `limit_steps` batches of it.
         batch: images per optimiser step, of all processes together.
-        lr: the learning rate at the end of the warm-up.
+        optimizer: sgd or adam; None: the model's (`fastcnn.training.recipes`), sgd for most.
+        lr: the learning rate at the end of the warm-up; None: 0.1 for sgd, 0.001 for adam.
         momentum, nesterov: SGD's.
-        weight_decay: L2 penalty; biases and normalisations have none.
-        warmup_epochs: length of the warm-up, fractions allowed; None: a tenth of the run, at most one epoch.
-        label_smoothing: probability mass spread over all classes, in the training loss only.
+        weight_decay: L2 penalty; biases and normalisations have none; None: 5e-4 for sgd, 0 for adam.
+        schedule: cosine, down to zero, or exponential; None: cosine for sgd, exponential for adam.
+        decay, decay_steps: the exponential schedule multiplies the learning rate by `decay` over `decay_steps` steps.
+        warmup_epochs: length of the warm-up, fractions allowed; None: a tenth of the run, at most one epoch, before a
+            cosine, and nothing before an exponential decay.
+        label_smoothing: probability mass spread over all classes, in the training loss only; for models that train on
+            cross-entropy.
         ema: decay per step of an exponential moving average of weights and statistics; None: no average.
         sync_batchnorm: whether BatchNorm's batch in training is that of all processes together.
         dtype: float32, or bfloat16 for autocast (weights and optimiser stay float32).
@@ -40,7 +46,8 @@ class TrainConfig:
         workers: processes that decode images (imagefolder only; the other sets are in memory).
         device: such as cpu, cuda or cuda:1; None: cuda where there is one. torchrun's processes each take their own GPU.
         limit_steps: at most so many steps per epoch: a fixed budget; None: the whole training set.
-        image_size: pixels along an axis of what the model gets; None: 32, for imagefolder 224.
+        image_size: pixels along an axis of what the model gets; None: 32, for imagefolder 224, but no more than the
+            model's own.
         download: whether a data set that is not in `data_dir` is downloaded into it.
         resume: True goes on from last.pt in `output`, a path from that checkpoint.
 
@@ -54,10 +61,14 @@ class TrainConfig:
     output: str | os.PathLike[str] | None = None
     epochs: int = 30
     batch: int = 128
-    lr: float = 0.1
+    optimizer: str | None = None
+    lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
+    schedule: str | None = None
+    decay: float = 0.96
+    decay_steps: int = 2000
     warmup_epochs: float | None = None
     label_smoothing: float = 0.0
     ema: float | None = None
@@ -74,12 +85,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in (("model", list_models()), ("data", DATA_SETS), ("dtype", DTYPES)):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
-        for name, least in (("epochs", 1), ("batch", 1), ("workers", 0), ("limit_steps", 1), ("image_size", 1)):
-            self._require_integer(name, least, optional=name in ("limit_steps", "image_size"))
-        self._require_integer("seed", 0)
-        self._require_number("lr", "a number above 0", lambda v: v > 0)
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            self._require(name, getattr(self, name) in (None, *known), f"one of {', '.join(known)}")
+        for name, least in (("epochs", 1), ("batch", 1), ("decay_steps", 1), ("workers", 0), ("seed", 0)):
+            self._require_integer(name, least)
+        for name in ("limit_steps", "image_size"):
+            self._require_integer(name, 1, optional=True)
+        if self.lr is not None:
+            self._require_number("lr", "a number above 0", lambda v: v > 0)
         self._require_number("momentum", "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
-        self._require_number("weight_decay", "a number of at least 0", lambda v: v >= 0)
+        if self.weight_decay is not None:
+            self._require_number("weight_decay", "a number of at least 0", lambda v: v >= 0)
+        self._require_number("decay", "a number above 0, at most 1", lambda v: 0 < v <= 1)
         self._require_number("label_smoothing", "a number from 0 up to, not including, 1", lambda v: 0 <= v < 1)
         if self.ema is not None:
             self._require_number("ema", "a decay between 0 and 1", lambda v: 0 < v < 1)
@@ -103,14 +120,21 @@ class TrainConfig:
         self._require(name, isinstance(value, (int, float)) and math.isfinite(value) and fits(value), expected)
 
     @property
+    def recipe(self) -> Recipe:
+        """The optimiser and what goes with it: what was asked for, else the model's."""
+        return recipe_of(self.model, self.optimizer, self.lr, self.weight_decay, self.schedule)
+
+    @property
     def warmup(self) -> float:
         """The length of the warm-up in epochs."""
-        return min(1.0, self.epochs / 10) if self.warmup_epochs is None else float(self.warmup_epochs)
+        if self.warmup_epochs is not None:
+            return float(self.warmup_epochs)
+        return min(1.0, self.epochs / 10) if self.recipe.schedule == "cosine" else 0.0
 
     @property
     def size(self) -> int:
         """Pixels along an axis of what the model gets."""
-        return self.image_size or DEFAULT_SIZES.get(self.data, 32)
+        return self.image_size or min(DEFAULT_SIZES.get(self.data, 32), input_format(self.model).size)
 
     @property
     def folder(self) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from fastcnn.models import input_format
 from fastcnn.training.config import TrainConfig
 from fastcnn.training.distributed import Group
 from fastcnn.training.order import Order
@@ -23,7 +25,7 @@ NORMALISATION = {
 
 
 class Data(Protocol):
-    """A training set and a test set. Batches are images [N, 3, S, S], float32, channels_last, and labels [N], int64."""
+    """A training set and a test set. Batches are images [N, C, S, S], float32, channels_last, and labels [N], int64."""
 
     num_classes: int
     order: Order
@@ -35,6 +37,24 @@ class Data(Protocol):
     def test(self) -> Batches:
         """The test set's images, this process's part of them."""
         ...
+
+
+def channels_of(config: TrainConfig) -> int:
+    """The channels of the images that the model takes.
+
+    Raises:
+        ValueError: fewer than the data set has.
+    """
+    channels, colours = input_format(config.model).channels, len(NORMALISATION[config.data][0])
+    if channels < colours:
+        raise ValueError(f"data: {config.data} has {colours} channels, but {config.model} takes {channels}")
+    return channels
+
+
+def pixel_statistics(config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What is subtracted from 8-bit pixels and what the rest is divided by, each [1, C, 1, 1]."""
+    mean, std = NORMALISATION[config.data] if input_format(config.model).normalised else ((0.0,), (1.0,))
+    return tuple(255 * torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
 
 
 def open_data(config: TrainConfig, group: Group) -> Data:

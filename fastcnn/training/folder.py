@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastcnn.benchmark.stock import require
 from fastcnn.training.config import TrainConfig
-from fastcnn.training.data import NORMALISATION, Batches
+from fastcnn.training.data import Batches, channels_of, pixel_statistics
 from fastcnn.training.distributed import Group
 from fastcnn.training.order import Order
 
@@ -106,6 +106,7 @@ class FolderData:
 
     def __init__(self, config: TrainConfig, group: Group) -> None:
         require("torchvision")
+        channels_of(config)
         root = Path(config.data_dir)
         for_train, for_test = _transforms(config.size)
         self._train, self._test = _Images(root / "train", for_train), _Images(root / "val", for_test)
@@ -113,9 +114,7 @@ class FolderData:
         self.num_classes = len(self._train.folder.classes)
         self.order = Order(len(self._train), config.batch, config.seed, config.limit_steps, group.rank, group.size)
         self._device, self._workers = group.device, config.workers
-        self._mean, self._std = (
-            255 * torch.tensor(values, device=group.device).view(1, -1, 1, 1) for values in NORMALISATION[config.data]
-        )
+        self._mean, self._std = pixel_statistics(config, group.device)
 
     def train(self, epoch: int) -> Batches:
         """An epoch's augmented batches, this process's part of each."""

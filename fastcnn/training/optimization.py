@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fastcnn.training.config import TrainConfig
 
-def make_optimizer(
-    model: nn.Module, lr: float, momentum: float, nesterov: bool, weight_decay: float
-) -> torch.optim.SGD:
-    """SGD whose weight decay spares biases and normalisations: every parameter of one axis."""
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or Adam whose weight decay spares biases and normalisations: every parameter of one axis."""
+    recipe = config.recipe
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, nesterov=nesterov)
+    groups = [g for g in groups if g["params"]]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -34,6 +39,21 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def exponential_learning_rate(step: int, warmup: int, peak: float, decay: float, decay_steps: int) -> float:
+    """The learning rate of a step: linear up to `peak` at step `warmup`, then times `decay` over every `decay_steps`."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * decay ** ((step - warmup) / decay_steps)
+
+
+def make_schedule(config: TrainConfig, epoch_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step of a run, from 0."""
+    recipe, warmup, steps = config.recipe, round(config.warmup * epoch_steps), config.epochs * epoch_steps
+    if recipe.schedule == "exponential":
+        return lambda step: exponential_learning_rate(step, warmup, recipe.lr, config.decay, config.decay_steps)
+    return lambda step: learning_rate(step, steps, warmup, recipe.lr)
 
 
 def _state(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

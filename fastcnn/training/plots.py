@@ -39,7 +39,7 @@ def plot(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
         if averaged:
             values = _errors([e.ema_accuracy for e in averaged])
             error.plot([e.epoch for e in averaged], values, color=colour, ls=":", label=f"{name}, average")
-    for axes, label in ((loss, "cross-entropy"), (error, "error, %")):
+    for axes, label in ((loss, "loss"), (error, "error, %")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)

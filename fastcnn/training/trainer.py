@@ -6,18 +6,19 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcnn.models import create_model
+from fastcnn.models import create_model, input_format
 from fastcnn.nn import convert_sync_batchnorm
 from fastcnn.training import checkpoint
+from fastcnn.training.capsule_pictures import draw_capsules
 from fastcnn.training.config import TrainConfig
 from fastcnn.training.data import Data, open_data
 from fastcnn.training.distributed import Group, process_group
 from fastcnn.training.environment import reproducible, termination_as_interrupt
 from fastcnn.training.history import Epoch, is_best, write_csv
-from fastcnn.training.optimization import Ema, learning_rate, make_optimizer
+from fastcnn.training.objective import Objective
+from fastcnn.training.optimization import Ema, make_optimizer, make_schedule
 from fastcnn.training.order import derived_seed
 from fastcnn.training.plots import plot
 from fastcnn.training.reporter import Reporter, StepReport
@@ -45,7 +46,7 @@ class TrainResult:
 
 def _check_fits(model: nn.Module, config: TrainConfig, num_classes: int, device: torch.device) -> None:
     """Raises ValueError unless the model takes images of the configuration's size."""
-    images = torch.zeros(1, 3, config.size, config.size, device=device)
+    images = torch.zeros(1, input_format(config.model).channels, config.size, config.size, device=device)
     model.eval()
     try:
         with torch.no_grad():
@@ -77,14 +78,14 @@ class Trainer:
         if config.sync_batchnorm:
             self.model = convert_sync_batchnorm(self.model)
         _check_fits(self.model, config, data.num_classes, group.device)
-        self.optimizer = make_optimizer(self.model, config.lr, config.momentum, config.nesterov, config.weight_decay)
+        self.optimizer = make_optimizer(self.model, config)
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
         self.history: list[Epoch] = []
         self.kept = 0
         self.steps = data.order.steps
-        self._warmup = round(config.warmup * self.steps)
+        self._learning_rate = make_schedule(config, self.steps)
         self._sync = 1 if group.size == 1 and group.device.type == "cpu" else SYNC_STEPS
-        self._parallel = group.parallel(self.model)
+        self._objective = group.parallel(Objective(self.model, config.label_smoothing))
 
     # --- checkpoints ---
 
@@ -162,6 +163,8 @@ class Trainer:
             best = self.save()
             self.kept = epoch
             self.reporter.epoch(self.history[-1], best)
+        if self.group.is_main and hasattr(self.model, "reconstruct"):
+            draw_capsules(self.ema.module if self.ema else self.model, self.data.test(), self.config.folder)
         return TrainResult(self.model, self.ema.module if self.ema else None, self.history)
 
     def _epoch(self, epoch: int) -> Epoch:
@@ -179,12 +182,12 @@ class Trainer:
 
     def _train(self, epoch: int) -> StepReport:
         """An epoch's steps; the report on all of them."""
-        self.model.train()
+        self._objective.train()
         start, loss, correct = time.perf_counter(), 0.0, 0.0
         recent: list[Tensor] = []
         for i, (images, labels) in enumerate(self.data.train(epoch), 1):
             done = (epoch - 1) * self.steps + i - 1
-            lr = learning_rate(done, self.steps * self.config.epochs, self._warmup, self.config.lr)
+            lr = self._learning_rate(done)
             recent.append(self._step(images, labels, lr, done))
             if i % self._sync and i < self.steps:
                 continue
@@ -208,13 +211,12 @@ class Trainer:
             parameters["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            logits = self._parallel(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+            loss, scores = self._objective(images, labels)
         loss.backward()
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model, done)
-        return torch.stack((loss.detach(), (logits.detach().argmax(1) == labels).sum().float()))
+        return torch.stack((loss.detach(), (scores.detach().argmax(1) == labels).sum().float()))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.dtype == "bfloat16"
@@ -229,14 +231,13 @@ class Trainer:
     @torch.no_grad()
     def _test(self, model: nn.Module) -> tuple[float, float]:
         """Mean loss and accuracy on the test set."""
-        model.eval()
+        objective = Objective(model).eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.group.device)
         for images, labels in self.data.test():
             with self._autocast():
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            right = (logits.argmax(1) == labels).sum()
-            sums += torch.stack((loss.double(), right.double(), loss.new_tensor(len(labels)).double()))
+                loss, scores = objective(images, labels)
+            right, count = (scores.argmax(1) == labels).sum(), len(labels)
+            sums += torch.stack((loss.double() * count, right.double(), loss.new_tensor(count).double()))
         loss, right, images = self.group.sum(sums).tolist()
         return loss / images, right / images
 
@@ -264,9 +265,10 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> TrainResult:
 
     last.pt is what a run goes on from, bit for bit on the same machine with as many threads; best.pt holds, under
     "model", the weights with the best test accuracy (the averaged ones with `ema`), which
-    `fastcnn.models.create_model` takes as weights. Under torchrun the processes share each batch and the first one
-    writes; without `sync_batchnorm` BatchNorm's statistics in training are each process's own, and the first one's are
-    kept.
+    `fastcnn.models.create_model` takes as weights. A model that reconstructs its images leaves reconstructions.png and
+    dimensions.png there at the end (`fastcnn.training.capsule_pictures`). Under torchrun the processes share each batch
+    and the first one writes; without `sync_batchnorm` BatchNorm's statistics in training are each process's own, and the
+    first one's are kept.
 
     Args:
         config: what to train, on what, how and where to.

@@ -16,15 +16,17 @@ from pytorchcv.models.wrn_cifar import get_wrn_cifar
 from torch import Tensor, nn
 
 from fastcnn.models import CIFARWideResNet, create_model
+from tests.models.plain import PlainCapsNet, PlainLeNet5
 
 
 class Reference(NamedTuple):
-    """ours() and stock() make the same model; size is of the images that tests give it."""
+    """ours() and stock() make the same model; size and channels are of the images that tests give it."""
 
     ours: Callable[[], nn.Module]
     stock: Callable[[], nn.Module]
     parameters: int
     size: int
+    channels: int = 3
 
 
 class _Padded(nn.Module):
@@ -94,7 +96,21 @@ LIGHT = {
     "wrn16_2": Reference(
         partial(CIFARWideResNet, 16, 2), partial(get_wrn_cifar, num_classes=10, blocks=16, width_factor=2), 691_674, 32
     ),
-}
+    "lenet5": Reference(partial(create_model, "lenet5"), PlainLeNet5, 61_706, 32, 1),
+    "lenet5 with relu and max": Reference(
+        partial(create_model, "lenet5", image_size=28, activation="relu", pool="max"),
+        partial(PlainLeNet5, 28, torch.relu, F.max_pool2d), 61_706, 28, 1,
+    ),
+    "capsnet": Reference(partial(create_model, "capsnet"), PlainCapsNet, 8_215_728, 28, 1),
+    "capsnet of the paper": Reference(
+        partial(create_model, "capsnet", image_size=20, prime_scale=1.0, bias=False),
+        partial(PlainCapsNet, 20, prime_scale=1.0, bias=False), 6_511_248, 20, 1,
+    ),
+    "capsnet_cifar": Reference(
+        partial(create_model, "capsnet_cifar", image_size=12),
+        partial(PlainCapsNet, 12, 3, types=64, prime_scale=1 / 64, same=True), 13_629_088, 12,
+    ),
+}  # fmt: skip
 # Those whose counts and keys are compared, and in slow tests their outputs.
 HEAVY = {
     "resnet34": _torchvision("resnet34", 21_797_672),

@@ -32,6 +32,10 @@ from fastcnn.training import TrainConfig
         ("weight_decay", -1e-4, "at least 0"),
         ("label_smoothing", 1.0, "from 0 up to"),
         ("ema", 1.0, "between 0 and 1"),
+        ("optimizer", "rmsprop", "one of sgd, adam"),
+        ("schedule", "linear", "one of cosine, exponential"),
+        ("decay", 0.0, "above 0, at most 1"),
+        ("decay_steps", 0, "an integer of at least 1"),
         ("warmup_epochs", 31, "0 to 30 epochs"),
     ],
 )

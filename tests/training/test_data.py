@@ -14,7 +14,7 @@ from fastcnn.training import datasets
 from fastcnn.training.data import open_data
 from fastcnn.training.datasets import Split
 from fastcnn.training.distributed import Group
-from fastcnn.training.memory import Crops, MemoryData
+from fastcnn.training.memory import Crops, MemoryData, crop_size
 from fastcnn.training.order import Order
 from tests.training.tiny import config, write_folder
 
@@ -66,7 +66,7 @@ def test_limit_and_batches_that_do_not_fit() -> None:
 
 def test_crops_are_windows_of_the_padded_image() -> None:
     images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
-    crops = Crops(Split(images, torch.arange(6)), CPU)
+    crops = Crops(Split(images, torch.arange(6)), 32, 4, CPU)
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     indices = torch.tensor([5, 0, 2, 2])
     for number in (0, 1, 8, 9, 40, 80):
@@ -77,6 +77,45 @@ def test_crops_are_windows_of_the_padded_image() -> None:
         mirrored, _ = crops.random(indices, torch.full((4,), number + 81), flip=True)
         assert torch.equal(mirrored, out.flip(3))
     assert torch.equal(crops.centred(indices)[0], images[indices])
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "shift", "crop"),
+    [(32, 28, 2, 32), (28, 28, 2, 28), (24, 28, 2, 24), (22, 28, 2, 32), (29, 28, 2, 32), (40, 28, 2, 32),
+     (32, 32, 4, 32), (24, 32, 4, 24), (16, 32, 4, 32)],
+)  # fmt: skip
+def test_crops_have_the_models_size_where_they_can(size: int, image: int, shift: int, crop: int) -> None:
+    assert crop_size(size, image, shift) == crop
+
+
+def test_crops_of_24_are_any_part_of_an_image() -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    crops, indices = Crops(Split(images, torch.arange(2)), 24, 4, CPU), torch.tensor([1])
+    seen = [crops.random(indices, torch.tensor([number]), flip=False)[0] for number in range(81)]
+    for number, out in enumerate(seen):
+        top, left = number % 9, number // 9
+        assert torch.equal(out, images[indices, :, top : top + 24, left : left + 24])
+    assert torch.equal(crops.centred(indices)[0], images[indices, :, 4:28, 4:28])
+
+
+def test_a_model_with_a_decoder_gets_grey_pixels_between_0_and_1(root: Path) -> None:
+    data = open_data(config(root, model="capsnet"), ONE)
+    raw = datasets.read("mnist", root / "data")
+    images, _ = next(data.test())
+    assert images.shape == (16, 1, 28, 28)
+    torch.testing.assert_close(images, raw[1].images[:16] / 255)
+    padded = torch.nn.functional.pad(raw[0].images, (2, 2, 2, 2)) / 255
+    for (indices, numbers), (images, labels) in zip(data.order.epoch(1), data.train(1)):
+        for index, number, image in zip(indices.tolist(), numbers.tolist(), images):
+            top, left = number % 5, number // 5 % 5
+            torch.testing.assert_close(image, padded[index, :, top : top + 28, left : left + 28])
+        assert torch.equal(labels, raw[0].labels[indices])
+
+
+def test_colours_are_not_shown_to_a_model_that_takes_one_channel() -> None:
+    split = Split(torch.zeros(32, 3, 32, 32, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64))
+    with pytest.raises(ValueError, match="data: cifar10 has 3 channels, but lenet5 takes 1"):
+        MemoryData(config(Path(), data="cifar10", model="lenet5"), ONE, split, split, 10)
 
 
 @pytest.mark.parametrize("size", [32, 40, 16])
