@@ -141,8 +141,9 @@ class ConvWeightGradient {
 
  private:
   int64_t unit_channels() const {
-    const int64_t fit = kUnitGradientBytes / 4 / (kUnitOutputs * s_.taps()) / 32 * 32;
-    const int64_t most = fit < 32 ? 32 : fit > kMostUnitChannels ? kMostUnitChannels : fit;
+    constexpr int64_t kStep = kMicroVectors * kLanes;
+    const int64_t fit = kUnitGradientBytes / 4 / (kUnitOutputs * s_.taps()) / kStep * kStep;
+    const int64_t most = fit < kStep ? kStep : fit > kMostUnitChannels ? kMostUnitChannels : fit;
     return round_up(ceil_div(s_.channels, ceil_div(s_.channels, most)), kLanes);
   }
   int64_t chunk_count() const {

@@ -39,17 +39,18 @@ inline void accumulate_taps(V (&acc)[kRows][kVectors], const float* a, int64_t a
   }
 }
 
+// c = the same, or c += it.
 template <class Words, int kRows, int kVectors>
 inline void tap_microtile(int rows, const float* a, int64_t a_row, const Taps& taps, const float* b,
-                          int64_t b_panel, float* c, int64_t ldc) {
+                          int64_t b_panel, float* c, int64_t ldc, bool accumulate = false) {
   if constexpr (kRows > 1)
     if (rows < kRows)
-      return tap_microtile<Words, kRows - 1, kVectors>(rows, a, a_row, taps, b, b_panel, c, ldc);
+      return tap_microtile<Words, kRows - 1, kVectors>(rows, a, a_row, taps, b, b_panel, c, ldc, accumulate);
   V acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : zero();
   accumulate_taps<Words, kRows, kVectors>(acc, a, a_row, taps, b, b_panel);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
@@ -92,6 +93,18 @@ void amx_multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t 
   }
 }
 #endif
+
+// The line's share of a block of taps, which begin at `b` in the first of `panels` panels, in c
+// [pixels][ldc].
+template <class Words>
+void accumulate_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels, const float* b,
+                     int64_t b_panel, int64_t panels, float* c, int64_t ldc, bool accumulate) {
+  for_each_piece(pixels, kMicroRows, [&](int64_t q, int64_t count) {
+    const auto tile = panels == kMicroVectors ? tap_microtile<Words, kMicroRows, kMicroVectors>
+                                              : tap_microtile<Words, kMicroRows, 1>;
+    tile(int(count), a + q * a_row, a_row, taps, b, b_panel, c + q * ldc, ldc, accumulate);
+  });
+}
 
 // Multiplies one line's pixels by `panels` panels of B (at most kMicroVectors); the sink's rows begin at
 // `row`.

@@ -44,6 +44,11 @@ GEOMETRIES = [
     (1, 18, 18, 7, 6, (2, 2), ONE, ONE, ONE, 18),
     (1, 9, 5, 23, 22, (11, 11), (4, 4), (2, 2), ONE, 1),  # AlexNet's reach
     (2, 80, 17, 3, 3, (3, 3), ONE, (0, 0), ONE, 1),
+    (3, 12, 20, 12, 11, (9, 9), (2, 2), (0, 0), ONE, 1),  # primary capsules: dx by scattering
+    (2, 34, 24, 7, 6, (5, 4), (1, 2), (0, 1), ONE, 1),
+    (5, 9, 270, 10, 9, (5, 5), (3, 2), (1, 0), (1, 2), 1),
+    (40, 65, 12, 9, 9, (7, 7), ONE, (0, 0), ONE, 1),
+    (2, 208, 18, 11, 10, (9, 9), (1, 2), (0, 1), ONE, 1),  # taps in blocks
 ]
 
 
@@ -99,7 +104,7 @@ def test_weight_gradient(geometry, variant, dtype, backend, poison):
 @pytest.mark.parametrize("variant", ["plain", "full"])
 @pytest.mark.parametrize("needs", NEEDS[:3])
 def test_backward_adds_a_residual(needs, variant, dtype, backend, poison):
-    for geometry in (GEOMETRIES[0], GEOMETRIES[6], *GEOMETRIES[14:22]):
+    for geometry in (GEOMETRIES[0], GEOMETRIES[6], *GEOMETRIES[14:22], *GEOMETRIES[-5:]):
         cases.check("conv2d_bwd", backward_args(geometry, variant, needs, dtype, residual=True), backend)
 
 

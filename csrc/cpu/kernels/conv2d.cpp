@@ -46,7 +46,7 @@ class ForwardByLines {
         shape_(forward_stripe(s_)),
         words_(reduction_words<Words>(s_.channels)),
         stripe_(shape_, words_, s_.out_w),
-        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes),
+        units_(shape_, stripe_.slot_floats() * 4, stripe_bytes()),
         b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         panels_(ceil_div(s_.n, kLanes)),
         pitch_(panels_ * kLanes),
@@ -78,7 +78,7 @@ class ForwardByLines {
   void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, float* sums) const {
     const int64_t first = units_.first(unit), last = units_.first(unit + 1);
     Stripe<Words> stripe = stripe_;
-    float* memory = thread_scratch(size_t(stripe.floats(units_.longest())));
+    float* memory = thread_scratch(size_t(stripe.floats(units_.longest()) + block_floats()));
     with_prologue(p_.prologue, [&](const auto& pre) {
       stripe.fill(memory, first, last, s_.channels,
                   [&](int64_t c) { return input_column<T>(p_.x, pre, c, s_.channels); });
@@ -88,10 +88,39 @@ class ForwardByLines {
     const Taps taps{offsets_.data(), s_.taps(), words_};
     for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors) {
       const int64_t panels = last_panel - panel < kMicroVectors ? last_panel - panel : kMicroVectors;
+      if (in_blocks()) {
+        multiply_in_blocks(stripe, first, last, panel, panels, memory + stripe.floats(units_.longest()),
+                           sink);
+        continue;
+      }
       for (int64_t line = first; line < last; ++line)
         multiply_line(stripe.line(line), stripe.column_step(), taps, s_.out_w, b_, panel, panels, sink,
                       (line - first) * s_.out_w);
     }
+  }
+
+  // AMX tiles take a panel at its full length: they are bound by A, not by B.
+  static constexpr bool kTiles = FASTCNN_ISA_LEVEL >= 4 && Words::kPerWord == 2;
+  bool in_blocks() const { return !kTiles && blocks_taps(s_, words_); }
+  int64_t stripe_bytes() const { return in_blocks() ? kLongStripeBytes : kStripeBytes; }
+  int64_t block_floats() const {
+    return in_blocks() ? units_.longest() * s_.out_w * kMicroVectors * kLanes : 0;
+  }
+
+  // All lines take a block of taps before the next one, with their sums in c.
+  void multiply_in_blocks(const Stripe<Words>& stripe, int64_t first, int64_t last, int64_t panel,
+                          int64_t panels, float* c, const StoreSink<T>& sink) const {
+    constexpr int64_t kLd = kMicroVectors * kLanes;
+    const int64_t block = words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1;
+    for (int64_t tap = 0; tap < s_.taps(); tap += block) {
+      const Taps taps{offsets_.data() + tap, s_.taps() - tap < block ? s_.taps() - tap : block, words_};
+      for (int64_t line = first; line < last; ++line)
+        accumulate_line<Words>(stripe.line(line), stripe.column_step(), taps, s_.out_w,
+                               b_.panel(panel) + tap * words_ * kLanes, b_.panel_stride(), panels,
+                               c + (line - first) * s_.out_w * kLd, kLd, tap > 0);
+    }
+    for (int64_t line = 0; line < last - first; ++line)
+      sink(c + line * s_.out_w * kLd, kLd, line * s_.out_w, s_.out_w, panel * kLanes, panels * kLanes);
   }
 
   const Conv2dForward& p_;

@@ -1,6 +1,7 @@
 // General convolution backward: dx as a product over the taps that reach each input pixel, with dy made on
 // load, and dW reduced over pixels.
 #include "cpu/by_dtype.h"
+#include "cpu/conv_scatter.h"
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/conv_wgrad.h"
@@ -171,14 +172,20 @@ void weight_gradient_by_patches(const Conv2dBackward& p) {
   ConvSlices(s).scatter(dense.data(), 0, p.output.dw, p.dw_layout);
 }
 
+template <class T, class Words>
+void data_gradient(const Conv2dBackward& p) {
+  if (scatters_gradient<Words>(p.shape)) return ScatteredDataGradient<T, Words>(p).run();
+  DataGradient<T, Words>(p).run();
+}
+
 template <class T>
 void backward_dense(const Conv2dBackward& p) {
   // Few channels leave most of a vector idle whatever the words, and their two sums have few terms in which a
   // dy rounded to bf16 could average out.
   if (p.output.dx && p.shape.channels < kPatchChannels)
-    DataGradient<T, FloatWords>(p).run();
+    data_gradient<T, FloatWords>(p);
   else if (p.output.dx)
-    DataGradient<T, typename WordsOf<T>::type>(p).run();
+    data_gradient<T, typename WordsOf<T>::type>(p);
   if (!p.output.dw) return;
   if (takes_patches(p.shape)) return weight_gradient_by_patches<T>(p);
   ConvWeightGradient<T>(p).run();
