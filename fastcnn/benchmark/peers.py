@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.benchmark.case import OURS, Competitor, Entry
 from fastcnn.benchmark.suites.common import autocast, layout_of
+from fastcnn.training.objective import Objective
 
 EAGER_NCHW, EAGER_NHWC = "eager NCHW", "eager NHWC"
 COMPILED, FROZEN = "compile", "compile frozen"
@@ -168,20 +168,19 @@ def _gradients(model: nn.Module) -> tuple[Tensor, ...]:
     return *gradients[-2:], torch.cat([g.double().flatten() for g in gradients])
 
 
-def training_entry(model: nn.Module, dtype: torch.dtype, device: str, call: Callable | None = None) -> Entry:
-    """Forward, cross entropy, backward of a batch. Outputs: the loss, the last layer's and all gradients."""
-    without_dropout(model).train()
-    call = model if call is None else call  # `or` would ask a compiled module for its length
+def training_entry(objective: Objective, dtype: torch.dtype, device: str, call: Callable | None = None) -> Entry:
+    """Forward, loss, backward of a batch. Outputs: the loss, the last layer's and all gradients."""
+    without_dropout(objective).train()
+    call = objective if call is None else call  # `or` would ask a compiled module for its length
 
     def run(x: Tensor, target: Tensor) -> Tensor:
-        model.zero_grad(set_to_none=True)
+        objective.zero_grad(set_to_none=True)
         with autocast(dtype, device):
-            output = call(x)
-        loss = F.cross_entropy(output.to(torch.promote_types(dtype, torch.float32)), target)
+            loss, _ = call(x, target)
         loss.backward()
         return loss.detach()
 
-    return Entry(run, lambda loss: (loss, *_gradients(model)))
+    return Entry(run, lambda loss: (loss, *_gradients(objective)))
 
 
 def training_competitors(
@@ -190,14 +189,14 @@ def training_competitors(
     """Ours and torch's, in training mode with float32 parameters; half precision by autocast."""
 
     def stock_entry(layout: str, compile_it: bool = False) -> Entry:
-        model = placed(stock(), layout, device)
+        objective = Objective(placed(stock(), layout, device))
         if not compile_it:
-            return training_entry(model, dtype, device)
-        without_dropout(model).train()
-        return training_entry(model, dtype, device, torch.compile(model, mode=MODES[device], dynamic=False))
+            return training_entry(objective, dtype, device)
+        without_dropout(objective).train()
+        return training_entry(objective, dtype, device, torch.compile(objective, mode=MODES[device], dynamic=False))
 
     def ours() -> Entry:
-        return training_entry(fastcnn_model(name, stock).to(device), dtype, device)
+        return training_entry(Objective(fastcnn_model(name, stock).to(device)), dtype, device)
 
     def competitor(label: str, build: Callable[[], Entry], layout: str = "nhwc") -> Competitor:
         return Competitor(label, dtype, build, layout, torch.float32)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastcnn.benchmark import plain
+
 
 class Stock(NamedTuple):
     """Where a stock model comes from; multiply-adds of one image as its authors count them."""
@@ -19,6 +21,8 @@ class Stock(NamedTuple):
     macs: float
     size: int = 224
     classes: int = 1000
+    channels: int = 3
+    batch: int = 8  # of a training step
 
 
 MODELS = {
@@ -28,6 +32,8 @@ MODELS = {
     "resnet18": Stock("torchvision", "resnet18", 1.814e9),
     "vgg16_bn": Stock("torchvision", "vgg16_bn", 15.470e9),
     "wrn28_10": Stock("pytorchcv", "wrn28_10_cifar10", 5.243e9, 32, 10),
+    "lenet5": Stock("fastcnn.benchmark.plain", "PlainLeNet5", 0.417e6, 32, 10, 1, 128),
+    "capsnet": Stock("fastcnn.benchmark.plain", "PlainCapsNet", 202e6, 28, 10, 1, 100),
 }
 
 
@@ -48,6 +54,8 @@ def require(package: str, extra: str = "demo") -> None:
 def build(name: str) -> nn.Module:
     """The stock model, newly initialised by torch's global generator."""
     package, key, *_ = MODELS[name]
+    if package == plain.__name__:
+        return getattr(plain, key)()
     require(package, "bench" if package == "pytorchcv" else "demo")
     if package == "torchvision":
         import torchvision

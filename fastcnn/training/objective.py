@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,4 +35,5 @@ class Objective(nn.Module):
             return self.model.training_loss(images, labels)
         scores = self.model(images)
         smoothing = self.label_smoothing if self.training else 0.0
-        return F.cross_entropy(scores.float(), labels, label_smoothing=smoothing), scores
+        exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return F.cross_entropy(exact, labels, label_smoothing=smoothing), scores

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastcnn.benchmark import peers
+from fastcnn.training.objective import Objective
 
 
 class _LikeCompiled(nn.Module):
@@ -18,13 +19,13 @@ class _LikeCompiled(nn.Module):
     def __len__(self) -> int:
         return len(self.model)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x)
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model(x, labels)
 
 
 def test_a_compiled_training_step_runs():
-    model = nn.Linear(4, 3)
-    entry = peers.training_entry(model, torch.float32, "cpu", _LikeCompiled(model))
+    objective = Objective(nn.Linear(4, 3))
+    entry = peers.training_entry(objective, torch.float32, "cpu", _LikeCompiled(objective))
     loss, *gradients = entry.collect(entry.run(torch.randn(2, 4), torch.tensor([0, 2])))
     assert loss.isfinite()
     assert len(gradients) == 3

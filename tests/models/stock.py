@@ -15,8 +15,8 @@ from pytorchcv.models.resnet import ResUnit
 from pytorchcv.models.wrn_cifar import get_wrn_cifar
 from torch import Tensor, nn
 
+from fastcnn.benchmark.plain import PlainCapsNet, PlainLeNet5
 from fastcnn.models import CIFARWideResNet, create_model
-from tests.models.plain import PlainCapsNet, PlainLeNet5
 
 
 class Reference(NamedTuple):

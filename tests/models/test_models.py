@@ -12,7 +12,7 @@ from torch import nn
 
 import fastcnn
 from fastcnn.benchmark.memory import saved_bytes
-from fastcnn.models import CIFARResNet, CIFARWideResNet, ResNet, create_model, image_size, list_models
+from fastcnn.models import CIFARResNet, CIFARWideResNet, ResNet, create_model, image_size, input_format, list_models
 from fastcnn.nn import Bottleneck
 from fastcnn.training.objective import Objective
 from tests.models.stock import ALL, HEAVY, LIGHT, Reference
@@ -131,10 +131,10 @@ def test_saved_activations(name, megabytes):
     assert saved_bytes(model, lambda: model(x)) / 2 / 1e6 <= megabytes
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "lenet5", "capsnet"])
 def test_compiles_without_a_graph_break(name):
-    model = create_model(name).eval()
-    x = torch.randn(1, 3, 64, 64)
+    model, form = create_model(name).eval(), input_format(name)
+    x = torch.randn(1, form.channels, *(min(64, form.size),) * 2)
     with torch.no_grad():
         expected = model(x)
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""Capsule votes with three iterations of routing, the size of CapsNet on MNIST, forward and with backward."""
+"""Capsule votes with three iterations of routing, the size of CapsNet on MNIST, and a training step of CapsNet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from fastcnn import ops
+from fastcnn.benchmark import memory, peers
 from fastcnn.benchmark.case import OURS, Case, Competitor, Entry, Work
 from fastcnn.benchmark.race import RaceResult
+from fastcnn.benchmark.suites import models
 from fastcnn.benchmark.suites.common import NAMES, normal
 from fastcnn.benchmark.targets import Target
 
@@ -23,6 +25,7 @@ BATCH, IN_CAPS, IN_DIM, OUT_CAPS, OUT_DIM, ITERATIONS = 100, 1152, 8, 10, 16, 3
 TITLE = f"Capsule routing, {IN_CAPS}×{IN_DIM} → {OUT_CAPS}×{OUT_DIM}, {ITERATIONS} iterations, batch {BATCH}"
 NOTES = (
     "`train`: forward and backward through all iterations. Floors: making the votes once (three times with backward).",
+    "`capsnet`: forward, margin loss and reconstruction, backward; without the optimizer. Floor: computing.",
 )
 EAGER, COMPILED = "eager", "compile"
 
@@ -81,17 +84,42 @@ def _case(train: bool, dtype: torch.dtype, options: Options) -> Case:
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Forward and training in every dtype; the forward when quick."""
+    """Routing forward and in training, and a training step of CapsNet, in every dtype; routing forward when quick."""
     for dtype in options.dtypes:
         for train in (False,) if options.quick else (False, True):
             yield _case(train, dtype, options)
+        if not options.quick:
+            yield models.training_case("capsnet", dtype, options)
+
+
+def _peak(function: Routing, train: bool, device: str) -> int | None:
+    generator = torch.Generator().manual_seed(7)
+    u, weight, grad = (
+        normal(generator, shape, torch.float32, 0.3).to(device)
+        for shape in (
+            (BATCH, IN_CAPS, IN_DIM), (IN_CAPS, OUT_CAPS, IN_DIM, OUT_DIM), (BATCH, OUT_CAPS, OUT_DIM)
+        )
+    )  # fmt: skip
+    _run(function, train, u, weight, grad)
+    return memory.peak_bytes(lambda: _run(function, train, u, weight, grad), device)
+
+
+def _memory_target(train: bool, device: str) -> Target:
+    ours = _peak(partial(ops.capsule_votes_routing, iterations=ITERATIONS), train, device)
+    theirs = _peak(procedure, train, device)
+    measured = 100 * ours / theirs if ours is not None and theirs else None
+    megabytes = "" if measured is None else f" ({theirs / 1e6:.0f} MB)"
+    direction = "train" if train else "fwd"
+    return Target(f"routing {direction} fp32, peak memory", f"% of eager's{megabytes}", 10.0, measured, True)
 
 
 def targets(races: list[RaceResult], options: Options) -> list[Target]:
-    """Ratios to torch.compile, and on a GPU to eager torch."""
+    """Ratios to torch.compile, on a GPU to eager torch too, and peaks of memory."""
     found = []
     for race in races:
-        if options.device != "cpu":
+        if "model" in race.tags:
+            found.append(Target(race.name, "the best of torch", 2.0, race.ratio_to_best(peers.TORCH)))
+        elif options.device != "cpu":
             found += [
                 Target(race.name, EAGER, 10.0, race.ratio(EAGER)),
                 Target(race.name, COMPILED, 3.0, race.ratio(COMPILED)),
@@ -99,4 +127,6 @@ def targets(races: list[RaceResult], options: Options) -> list[Target]:
         elif race.tags["dtype"] == "fp32":
             bound = 4.0 if race.tags["direction"] == "train" else 5.0
             found.append(Target(race.name, COMPILED, bound, race.ratio(COMPILED)))
+    if not options.quick:
+        found += [_memory_target(train, options.device) for train in (False, True)]
     return found

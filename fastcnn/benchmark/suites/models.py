@@ -14,6 +14,7 @@ from fastcnn.benchmark.case import Case, Work
 from fastcnn.benchmark.race import RaceResult
 from fastcnn.benchmark.suites.common import BATCH, NAMES
 from fastcnn.benchmark.targets import Target
+from fastcnn.training.objective import Objective
 
 if TYPE_CHECKING:
     from fastcnn.benchmark.suites import Options
@@ -22,10 +23,10 @@ NAME = "models"
 TITLE = "Whole models"
 NOTES = (
     "Random weights; BatchNorm has random images' statistics. torch's bf16 is autocast. Floors: computing.",
-    "`train`: forward, cross entropy, backward; without the optimizer, which is the same for all.",
+    "`train`: forward, loss, backward; without the optimizer, which is the same for all.",
 )
 INFERENCE = ("mobilenet_v2", "xception", "resnet50")
-TRAINING = ("mobilenet_v2", "resnet50", "resnet18", "vgg16_bn", "wrn28_10")
+TRAINING = ("mobilenet_v2", "resnet50", "resnet18", "vgg16_bn", "wrn28_10", "lenet5")
 SAVED_MEGABYTES = {"mobilenet_v2": 40.0, "resnet50": 48.0}  # per image, at most
 
 
@@ -33,8 +34,8 @@ SAVED_MEGABYTES = {"mobilenet_v2": 40.0, "resnet50": 48.0}  # per image, at most
 def calibrated(name: str) -> nn.Module:
     """The stock model with random weights and statistics of random images."""
     generator = torch.Generator().manual_seed(5)
-    size = stock.MODELS[name].size
-    batches = [torch.randn((4, 3, size, size), generator=generator) for _ in range(2)]
+    known = stock.MODELS[name]
+    batches = [torch.randn((4, known.channels, known.size, known.size), generator=generator) for _ in range(2)]
     return stock.calibrate(stock.seeded(name), batches)
 
 
@@ -59,23 +60,27 @@ def _inference(name: str, batch: int, dtype: torch.dtype, options: Options) -> C
     )
 
 
-def _training(name: str, batch: int, dtype: torch.dtype, options: Options) -> Case:
-    shape = (batch, 3, stock.MODELS[name].size, stock.MODELS[name].size)
+def training_case(name: str, dtype: torch.dtype, options: Options) -> Case:
+    """A training step of a model without the optimizer; two images when quick."""
+    known = stock.MODELS[name]
+    batch = 2 if options.quick else known.batch
+    shape = (batch, known.channels, known.size, known.size)
 
     def model() -> nn.Module:
         return calibrated(name)
 
     def inputs(g: torch.Generator) -> tuple[torch.Tensor, ...]:
-        return torch.randn(shape, generator=g), torch.randint(stock.MODELS[name].classes, (batch,), generator=g)
+        return torch.randn(shape, generator=g), torch.randint(known.classes, (batch,), generator=g)
 
     def reference(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         device = x.device.type
-        entry = peers.training_entry(peers.placed(model(), "nchw", device).double(), torch.float64, device)
+        exact = Objective(peers.placed(model(), "nchw", device).double())
+        entry = peers.training_entry(exact, torch.float64, device)
         return entry.collect(entry.run(x, target))
 
     return Case(
         f"{name} batch {batch} {NAMES[dtype]} train",
-        Work(6.0 * stock.MODELS[name].macs * batch, 0.0, dtype),
+        Work(6.0 * known.macs * batch, 0.0, dtype),
         inputs,
         reference,
         peers.training_competitors(name, model, dtype, options.device, not options.compiles()),
@@ -88,7 +93,7 @@ def cases(options: Options) -> Iterator[Case]:
     """Training steps, then inference with batch 1 and 8, in every dtype; the smallest model alone when quick."""
     for name in TRAINING[:1] if options.quick else TRAINING:
         for dtype in options.dtypes:
-            yield _training(name, 2 if options.quick else BATCH, dtype, options)
+            yield training_case(name, dtype, options)
     for name in INFERENCE[:1] if options.quick else INFERENCE:
         for batch in (1,) if options.quick else (1, BATCH):
             for dtype in options.dtypes:

@@ -1,4 +1,4 @@
-"""LeNet-5 and CapsNet in plain torch, written after their papers: no package has them."""
+"""LeNet-5 and CapsNet in plain torch, written after their papers: no package has them to compare with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class PlainLeNet5(nn.Module):
-    """LeCun et al. 1998, with a dense second convolution."""
+    """LeCun et al. 1998, with a dense second convolution; keys as `fastcnn.models.LeNet5`."""
 
     def __init__(
         self, size: int = 32, act: Callable = torch.tanh, pool: Callable[[Tensor, int], Tensor] = F.avg_pool2d
@@ -21,12 +21,14 @@ class PlainLeNet5(nn.Module):
         self.act, self.pool = act, pool
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 10]."""
         x = self.pool(self.act(self.conv1(x)), 2)
         x = self.pool(self.act(self.conv2(x)), 2).flatten(1)
         return self.fc3(self.act(self.fc2(self.act(self.fc1(x)))))
 
 
 def plain_squash(s: Tensor) -> Tensor:
+    """Equation 1 of the paper, along the last dimension."""
     square = s.square().sum(-1, keepdim=True)
     return square / (1 + square) * s / square.sqrt()
 
@@ -45,7 +47,10 @@ class _Digit(nn.Module):
 
 
 class PlainCapsNet(nn.Module):
-    """Sabour, Frosst & Hinton 2017, with the options of their code; a decoder unless padded as TensorFlow's SAME."""
+    """Sabour, Frosst & Hinton 2017, with the options of their code; keys as `fastcnn.models.CapsNet`.
+
+    Padded as TensorFlow's SAME it has no decoder and a leaky routing, as theirs for CIFAR.
+    """
 
     def __init__(
         self, size: int = 28, channels: int = 1, types: int = 32, prime_scale: float = 1 / 32, bias: bool = True,
@@ -64,6 +69,7 @@ class PlainCapsNet(nn.Module):
             )
 
     def capsules(self, x: Tensor) -> Tensor:
+        """The class capsules [N, 10, 16]."""
         if self.same:
             x = F.pad(x, (4, 4, 4, 4))
         x = F.relu(self.conv1(x))
@@ -81,9 +87,11 @@ class PlainCapsNet(nn.Module):
         return v
 
     def forward(self, x: Tensor) -> Tensor:
+        """Their lengths [N, 10]."""
         return self.capsules(x).norm(dim=-1)
 
     def training_loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Margin loss and 0.0005 times the summed squared error of the reconstruction; lengths."""
         v = self.capsules(x)
         lengths, true = v.norm(dim=-1), F.one_hot(labels, 10)
         loss = true * F.relu(0.9 - lengths) ** 2 + 0.5 * (1 - true) * F.relu(lengths - 0.1) ** 2
