@@ -14,8 +14,6 @@ constexpr int64_t kUnitOutputs = 64, kUnitGradientBytes = 300 * 1024, kMostUnitC
 constexpr int64_t kBandBytes = 384 * 1024;
 // Enough units for many threads; fixed, so that sums do not depend on how many there are.
 constexpr int64_t kLeastUnits = 16;
-// Words between the pixels of a tile of dy; a pixel's kUnitOutputs channels are one run.
-constexpr int64_t kDyPitch = kUnitOutputs + 16;
 
 #if FASTCNN_ISA_LEVEL >= 4
 constexpr int64_t kReductionStep = kTileWords;
@@ -44,37 +42,54 @@ class WordLines {
   int64_t image_lines_, last_, count_ = 0;
 };
 
-// Pixels of dy as words of the reduction: [word line][column], channels [n0, n0 + count).
+// Pixels of dy as words of the reduction: [panel][word line][column], channels [n0, n0 + count). A panel
+// holds the channels of a microtile, which then reads it in order; AMX transposes pixels of all channels.
 template <class Words>
 class DyTile {
  public:
+#if FASTCNN_ISA_LEVEL >= 4
+  static constexpr bool kTiles = Words::kPerWord == 2;
+#else
+  static constexpr bool kTiles = false;
+#endif
+  static constexpr int64_t kPanelRows = kTiles ? kUnitOutputs : kMicroRows;
+  // Words between the pixels of a panel.
+  static constexpr int64_t kPitch = kTiles ? kUnitOutputs + 16 : (kMicroRows + 7) / 8 * 8;
+
   // AMX reduces over kReductionStep pixels at a time: a line is padded with zeros to whole steps.
   explicit DyTile(int64_t columns)
       : columns_(columns), line_(Words::kPerWord == 2 ? round_up(columns, kReductionStep) : columns) {}
 
   // At most: no line may find a partner.
-  int64_t floats(int64_t lines) const { return lines * line_ * kDyPitch; }
+  int64_t floats(int64_t lines) const {
+    return ceil_div(kUnitOutputs, kPanelRows) * lines * line_ * kPitch + kLanes;
+  }
   int64_t line_pixels() const { return line_; }
-  const float* line(int64_t word) const { return data_ + word * line_ * kDyPitch; }
+  // Channels [n, ...) of a panel.
+  const float* line(int64_t word, int64_t n) const {
+    return data_ + (n / kPanelRows * lines_ + word) * line_ * kPitch + n % kPanelRows;
+  }
 
   template <class Column>
   void fill(float* data, const WordLines<Words>& lines, int64_t count, const Column& column) {
     data_ = data;
-    for (int64_t word = 0; word < lines.count(); ++word) {
-      float* out = data + word * line_ * kDyPitch;
+    lines_ = lines.count();
+    for (int64_t word = 0; word < lines_; ++word) {
       const int64_t line = lines.first(word);
       const bool paired = lines.paired(line);
       for_rows(columns_, [&](int64_t q, auto group) {
+        alignas(64) float pixels[group][kRun];
         for (int64_t c = 0; c < count; c += kLanes) {
           const auto value = column(c);
           for (int i = 0; i < group; ++i) {
             const int64_t pixel = line * columns_ + q + i;
-            put(out + (q + i) * kDyPitch + c, value(pixel), paired ? value(pixel + columns_) : zero());
+            put(pixels[i] + c, value(pixel), paired ? value(pixel + columns_) : zero());
           }
         }
+        for (int i = 0; i < group; ++i) deal(pixels[i], count, word, q + i);
       });
-      for (int64_t q = columns_; q < line_; ++q)
-        for (int64_t c = 0; c < count; c += kLanes) put(out + q * kDyPitch + c, zero(), zero());
+      alignas(64) static constexpr float kNothing[kRun] = {};
+      for (int64_t q = columns_; q < line_; ++q) deal(kNothing, count, word, q);
     }
   }
 
@@ -87,7 +102,16 @@ class DyTile {
 #endif
   }
 
-  int64_t columns_, line_;
+  // A pixel's channels to their panels, by whole vectors: what follows overwrites the rest.
+  void deal(const float* pixel, int64_t count, int64_t word, int64_t q) {
+    for (int64_t n = 0; n < count; n += kPanelRows) {
+      float* to = data_ + ((n / kPanelRows * lines_ + word) * line_ + q) * kPitch;
+      for (int64_t i = 0; i < kPanelRows; i += kLanes) store(to + i, load(pixel + n + i));
+    }
+  }
+
+  static constexpr int64_t kRun = kUnitOutputs + 2 * kLanes;
+  int64_t columns_, line_, lines_ = 0;
   float* data_ = nullptr;
 };
 
@@ -104,7 +128,8 @@ void wgrad_microtile(int rows, const float* const* a, const float* const* b, int
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) acc[r][v] = accumulate ? load(dw + r * pitch + v * kLanes) : zero();
   for (int64_t line = 0; line < lines; ++line)
-    accumulate_products<Words, kRows, kVectors, 1, kDyPitch>(acc, a[line], b[line], b_step, kLanes, pixels);
+    accumulate_products<Words, kRows, kVectors, 1, DyTile<Words>::kPitch>(acc, a[line], b[line], b_step,
+                                                                          kLanes, pixels);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -188,17 +213,18 @@ class ConvWeightGradient {
         for (int64_t c = 0; c < channels; c += kMicroVectors * kLanes) {
           for (int64_t word = 0; word < lines.count(); ++word)
             b[size_t(word)] = stripe.line(lines.first(word)) + tap + c;
-          for_each_piece(outputs, kPieceRows, [&](int64_t n, int64_t rows) {
-            for (int64_t word = 0; word < lines.count(); ++word) a[size_t(word)] = dy.line(word) + n;
-            multiply(rows, channels - c > kLanes, a.data(), b.data(), lines.count(), dy.line_pixels(),
-                     stripe.column_step(), dw + n * row_floats() + c, add);
-          });
+          for (int64_t n = 0; n < outputs; n += kPieceRows) {
+            for (int64_t word = 0; word < lines.count(); ++word) a[size_t(word)] = dy.line(word, n);
+            multiply(outputs - n < kPieceRows ? outputs - n : kPieceRows, channels - c > kLanes, a.data(),
+                     b.data(), lines.count(), dy.line_pixels(), stripe.column_step(),
+                     dw + n * row_floats() + c, add);
+          }
         }
       }
   }
 
 #if FASTCNN_ISA_LEVEL >= 4
-  static constexpr int64_t kPieceRows = Words::kPerWord == 2 ? kAmxBlock : kMicroRows;
+  static constexpr int64_t kPieceRows = DyTile<Words>::kTiles ? kAmxBlock : kMicroRows;
 #else
   static constexpr int64_t kPieceRows = kMicroRows;
 #endif
@@ -222,7 +248,7 @@ class ConvWeightGradient {
     alignas(64) float c[kAmxBlock * kAmxBlock], turned[kAmxBlock * kTileWords];
     const __m512i down =
         _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                           _mm512_set1_epi32(int(kDyPitch)));
+                           _mm512_set1_epi32(int(DyTile<Words>::kPitch)));
     [[maybe_unused]] const TileSession session;
     with_block_shape(rows, both ? 2 : 1, [&](auto row_tiles, auto panel_tiles) {
       block_zero();
@@ -230,7 +256,7 @@ class ConvWeightGradient {
         for (int64_t q = 0; q < pixels; q += kTileWords) {
           for (int64_t j = 0; j < row_tiles * kTileRows; ++j)
             store(turned + j * kTileWords,
-                  j < rows ? _mm512_i32gather_ps(down, a[line] + q * kDyPitch + j, 4) : zero());
+                  j < rows ? _mm512_i32gather_ps(down, a[line] + q * DyTile<Words>::kPitch + j, 4) : zero());
           block_step<row_tiles, panel_tiles>(turned, kTileWords, b[line] + q * b_step, b_step, kLanes);
         }
       block_store<row_tiles, panel_tiles>(c, kAmxBlock);

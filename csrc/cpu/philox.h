@@ -36,8 +36,12 @@ class Philox {
   }
 
   // A block's rounds wait for one another and fill the processor's scheduler while they do: hence several
-  // side by side.
+  // side by side, as many as fit the registers with four words each.
+#if FASTCNN_ISA_LEVEL >= 2
   static constexpr int kBlocks = 4;
+#else
+  static constexpr int kBlocks = 2;
+#endif
 
  private:
   static constexpr int kRounds = 10;

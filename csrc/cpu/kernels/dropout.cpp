@@ -1,7 +1,4 @@
 // Inverted dropout, forward and backward: one pass over memory, the mask drawn on the way.
-//
-// A unit of work draws the bits of a stretch of at most kStretch elements of one row, then applies them: both
-// are in L1.
 #include "cpu/by_dtype.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
@@ -13,6 +10,8 @@ namespace fastcnn {
 namespace {
 
 constexpr int64_t kStretch = 8192;
+// Draws are made in short pieces: the processor fetches the next lines of x while it draws.
+constexpr int64_t kPiece = 512;
 constexpr int64_t kMostChunks = 64;  // of the bias gradient's rows
 
 // Which elements of a stretch stay.
@@ -20,46 +19,52 @@ class KeptBits {
  public:
   explicit KeptBits(const DropoutMask& mask) : m_(mask), philox_(mask.seed, mask.offset) {}
 
-  // For the `count` elements of `row` from channel c on.
-  void draw(int64_t row, int64_t c, int64_t count) {
-    const bool sample = m_.unit == kDropSample;
-    const int64_t first = m_.first_draw(row) + (sample ? 0 : c), draws = sample ? 1 : count;
-    if (first == first_ && draws == draws_) return;  // the rows of a sample share their draws
-    first_ = first;
-    draws_ = draws;
-    const int64_t begin = first / kDrawsPerBlock, end = (first + draws - 1) / kDrawsPerBlock;
-    const bool none = m_.threshold >> 32;
-    for (int64_t block = begin; block <= end; block += Philox::kBlocks)
-      if (none)
-        std::memset(bits_ + (block - begin), 0, Philox::kBlocks * sizeof(uint32_t));
-      else
-        philox_.at_least(block, uint32_t(m_.threshold), bits_ + (block - begin));
+  // For elements of `row` from channel c on, `count` of them or fewer; returns how many.
+  int64_t draw(int64_t row, int64_t c, int64_t count) {
+    const bool sample = m_.unit == kDropSample, element = m_.unit == kDropElement;
+    const int64_t first = m_.first_draw(row) + (sample ? 0 : c), wanted = element || sample ? 1 : count;
+    // The rows of a sample share their draws, and short rows a piece.
+    if (first < first_ || first + wanted > end_) make(first, element ? kPiece - first % kPiece : wanted);
     if (sample) all_ = bits_[0] >> first % kDrawsPerBlock & 1 ? ~0u : 0u;
+    bit_ = first - first_ / kDrawsPerBlock * kDrawsPerBlock;
+    return element && end_ - first < count ? end_ - first : count;
   }
 
   // Bits of the elements from the i-th of the stretch on.
   uint32_t from(int64_t i) const {
     if (m_.unit == kDropSample) return all_;
-    const int64_t bit = first_ % kDrawsPerBlock + i;
-    const uint32_t* at = bits_ + bit / kDrawsPerBlock;
-    return uint32_t((uint64_t(at[1]) << 32 | at[0]) >> bit % kDrawsPerBlock);
+    const uint32_t* at = bits_ + (bit_ + i) / kDrawsPerBlock;
+    return uint32_t((uint64_t(at[1]) << 32 | at[0]) >> (bit_ + i) % kDrawsPerBlock);
   }
 
  private:
+  void make(int64_t first, int64_t draws) {
+    first_ = first;
+    end_ = first + draws;
+    const int64_t begin = first / kDrawsPerBlock, last = (end_ - 1) / kDrawsPerBlock;
+    const bool none = m_.threshold >> 32;
+    for (int64_t block = begin; block <= last; block += Philox::kBlocks)
+      if (none)
+        std::memset(bits_ + (block - begin), 0, Philox::kBlocks * sizeof(uint32_t));
+      else
+        philox_.at_least(block, uint32_t(m_.threshold), bits_ + (block - begin));
+  }
+
   const DropoutMask& m_;
   const Philox philox_;
-  int64_t first_ = -1, draws_ = 0;
+  int64_t first_ = 0, end_ = 0;  // draws whose bits are here
+  int64_t bit_ = 0;              // of the stretch's first element
   uint32_t all_ = 0;
   uint32_t bits_[kStretch / kDrawsPerBlock + 1 + Philox::kBlocks];
 };
 
-// f(row, c, count) for the stretches of elements [begin, end).
+// f(row, c, count) for the stretches of elements [begin, end), each with its bits in `kept`.
 template <class F>
-void for_stretches(const DropoutMask& m, int64_t begin, int64_t end, const F& f) {
+void for_stretches(const DropoutMask& m, KeptBits& kept, int64_t begin, int64_t end, const F& f) {
   while (begin < end) {
     const int64_t row = begin / m.channels, c = begin % m.channels;
     int64_t count = m.channels - c < end - begin ? m.channels - c : end - begin;
-    if (count > kStretch) count = kStretch;
+    count = kept.draw(row, c, count < kStretch ? count : kStretch);
     f(row, c, count);
     begin += count;
   }
@@ -88,8 +93,7 @@ void forward(const DropoutForward& p) {
     parallel_for(ceil_div(elements, kStretch), [&](int64_t unit) {
       KeptBits kept(p.mask);
       const int64_t begin = unit * kStretch, end = begin + kStretch < elements ? begin + kStretch : elements;
-      for_stretches(p.mask, begin, end, [&](int64_t row, int64_t c, int64_t count) {
-        kept.draw(row, c, count);
+      for_stretches(p.mask, kept, begin, end, [&](int64_t row, int64_t c, int64_t count) {
         forward_stretch<T, act()>(p, kept, row, c, count);
       });
     });
@@ -134,8 +138,7 @@ void backward(const DropoutBackward& p) {
       if (sums) std::memset(sums, 0, size_t(pitch) * sizeof(float));
       const int64_t begin = unit * unit_elements,
                     end = begin + unit_elements < elements ? begin + unit_elements : elements;
-      for_stretches(m, begin, end, [&](int64_t row, int64_t c, int64_t count) {
-        kept.draw(row, c, count);
+      for_stretches(m, kept, begin, end, [&](int64_t row, int64_t c, int64_t count) {
         backward_stretch<T, act()>(p, kept, row, c, count, sums);
       });
     });
