@@ -15,6 +15,7 @@ from fastcnn.triton.launch import refuses, unavailable
 from fastcnn.triton.pointwise_conv2d import pointwise_fwd
 from fastcnn.triton.pointwise_conv2d_bwd import pointwise_bwd
 from fastcnn.triton.separable_conv2d import separable_fwd
+from fastcnn.triton.squash import squash_bwd, squash_fwd
 
 __all__ = [
     "affine_act_dgrad",
@@ -34,5 +35,7 @@ __all__ = [
     "refuses",
     "residual_act_bwd",
     "separable_fwd",
+    "squash_bwd",
+    "squash_fwd",
     "unavailable",
 ]

@@ -222,3 +222,11 @@ def test_dropout(dtype, capability, unit):
     compiled("dropout_fwd", (x, bias, 1, x, 0.5, 2.0, unit, seed), capability)
     compiled("dropout_fwd", (x, None, 0, None, 0.5, 2.0, unit, seed), capability)
     compiled("dropout_bwd", (x, x, bias, 3, 0.5, 2.0, unit, seed, True), capability)
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_squash(dtype, capability):
+    for dim in (16, 5000):
+        s = torch.empty(1000, dim, dtype=dtype, device="meta")
+        compiled("squash_fwd", (s,), capability)
+        compiled("squash_bwd", (s, s), capability)
