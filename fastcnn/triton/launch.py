@@ -27,7 +27,7 @@ MATRIX_PRODUCTS = frozenset(
 # Where the input is in a primitive that takes the gradient first.
 _INPUT = {
     **dict.fromkeys(("pointwise_bwd", "conv2d_bwd", "depthwise_bwd"), 6),
-    **dict.fromkeys(("affine_act_sums", "squash_bwd"), 1),
+    **dict.fromkeys(("affine_act_sums", "capsule_routing_bwd", "squash_bwd"), 1),
 }
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.
@@ -35,6 +35,8 @@ MAX_IMAGE = 2**31
 
 # A vector that squash holds in registers: 64 elements for each of 512 threads.
 MAX_VECTOR = 2**15
+# in_dim x out_dim, each rounded up to a power of two of at least 16: a capsule's W for one other is a single tile.
+MAX_MATRIX = 2**12
 
 
 def unavailable() -> str | None:
@@ -74,6 +76,10 @@ def _too_large(primitive: str, args: Sequence) -> str | None:
     """Why capsules do not fit a tile, or None."""
     if primitive in ("squash_fwd", "squash_bwd") and args[0].shape[-1] > MAX_VECTOR:
         return f"squash takes vectors of up to {MAX_VECTOR} elements here, and these have {args[0].shape[-1]}"
+    if primitive in ("capsule_routing_fwd", "capsule_routing_bwd"):
+        in_dim, out_dim = args[1 if primitive == "capsule_routing_fwd" else 2].shape[2:]
+        if pow2(in_dim, 16, MAX_IMAGE) * pow2(out_dim, 16, MAX_IMAGE) > MAX_MATRIX:
+            return f"in_dim x out_dim, both padded, may be {MAX_MATRIX} here, and they are {in_dim} and {out_dim}"
     return None
 
 
