@@ -5,6 +5,8 @@ Under TRITON_INTERPRET=1 (set before triton is imported) the same kernels run on
 
 from fastcnn.triton.affine_act import affine_act_fwd, affine_act_sums
 from fastcnn.triton.affine_act_bwd import affine_act_dgrad, channel_statistics, residual_act_bwd
+from fastcnn.triton.capsule_routing import capsule_routing_fwd
+from fastcnn.triton.capsule_routing_bwd import capsule_routing_bwd
 from fastcnn.triton.conv2d import conv2d_fwd
 from fastcnn.triton.conv2d_bwd import conv2d_bwd
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd
@@ -15,11 +17,14 @@ from fastcnn.triton.launch import refuses, unavailable
 from fastcnn.triton.pointwise_conv2d import pointwise_fwd
 from fastcnn.triton.pointwise_conv2d_bwd import pointwise_bwd
 from fastcnn.triton.separable_conv2d import separable_fwd
+from fastcnn.triton.squash import squash_bwd, squash_fwd
 
 __all__ = [
     "affine_act_dgrad",
     "affine_act_fwd",
     "affine_act_sums",
+    "capsule_routing_bwd",
+    "capsule_routing_fwd",
     "channel_statistics",
     "conv2d_bwd",
     "conv2d_fwd",
@@ -34,5 +39,7 @@ __all__ = [
     "refuses",
     "residual_act_bwd",
     "separable_fwd",
+    "squash_bwd",
+    "squash_fwd",
     "unavailable",
 ]

@@ -24,10 +24,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MATRIX_PRODUCTS = frozenset(
     {"pointwise_fwd", "pointwise_bwd", "conv2d_fwd", "conv2d_bwd", "separable_fwd", "inverted_residual_fwd"}
 )
-_GRADIENT_FIRST = frozenset({"pointwise_bwd", "conv2d_bwd", "depthwise_bwd", "affine_act_sums"})
+# Where the input is in a primitive that takes the gradient first.
+_INPUT = {
+    **dict.fromkeys(("pointwise_bwd", "conv2d_bwd", "depthwise_bwd"), 6),
+    **dict.fromkeys(("affine_act_sums", "capsule_routing_bwd", "squash_bwd"), 1),
+}
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.
 MAX_IMAGE = 2**31
+
+# A vector that squash holds in registers: 64 elements for each of 512 threads.
+MAX_VECTOR = 2**15
+# in_dim x out_dim, each rounded up to a power of two of at least 16: a capsule's W for one other is a single tile.
+MAX_MATRIX = 2**12
 
 
 def unavailable() -> str | None:
@@ -41,9 +50,7 @@ def unavailable() -> str | None:
 
 def _operands(primitive: str, args: Sequence) -> tuple[Tensor, Tensor]:
     """The input and, in a backward, the gradient (else the input again)."""
-    if primitive not in _GRADIENT_FIRST:
-        return args[0], args[0]
-    return args[1 if primitive == "affine_act_sums" else 6], args[0]
+    return args[_INPUT.get(primitive, 0)], args[0]
 
 
 def refuses(primitive: str, args: Sequence) -> str | None:
@@ -62,6 +69,17 @@ def refuses(primitive: str, args: Sequence) -> str | None:
     for t in (x, grad):
         if t.dim() == 4 and t.numel() > MAX_IMAGE and t.shape[2] * t.shape[3] * t.stride(3) >= MAX_IMAGE:
             return "a single image has 2^31 elements or more"
+    return _too_large(primitive, args)
+
+
+def _too_large(primitive: str, args: Sequence) -> str | None:
+    """Why capsules do not fit a tile, or None."""
+    if primitive in ("squash_fwd", "squash_bwd") and args[0].shape[-1] > MAX_VECTOR:
+        return f"squash takes vectors of up to {MAX_VECTOR} elements here, and these have {args[0].shape[-1]}"
+    if primitive in ("capsule_routing_fwd", "capsule_routing_bwd"):
+        in_dim, out_dim = args[1 if primitive == "capsule_routing_fwd" else 2].shape[2:]
+        if pow2(in_dim, 16, MAX_IMAGE) * pow2(out_dim, 16, MAX_IMAGE) > MAX_MATRIX:
+            return f"in_dim x out_dim, both padded, may be {MAX_MATRIX} here, and they are {in_dim} and {out_dim}"
     return None
 
 

@@ -11,6 +11,7 @@ from fastcnn import triton as backend
 from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE
 from fastcnn.triton.launch import INTERPRETED
 from tests.ops.cases import affine, on_grid
+from tests.triton import test_capsule_routing as capsules
 from tests.triton import test_conv2d as conv2d
 from tests.triton import test_depthwise_conv2d as depthwise
 from tests.triton import test_pointwise_conv2d as pointwise
@@ -222,3 +223,36 @@ def test_dropout(dtype, capability, unit):
     compiled("dropout_fwd", (x, bias, 1, x, 0.5, 2.0, unit, seed), capability)
     compiled("dropout_fwd", (x, None, 0, None, 0.5, 2.0, unit, seed), capability)
     compiled("dropout_bwd", (x, x, bias, 3, 0.5, 2.0, unit, seed, True), capability)
+
+
+# The paper's layer, in half precision with float32 weights; then more and wider output capsules, and wider inputs.
+@pytest.mark.parametrize(
+    ("shape", "dtype", "capability"),
+    [
+        (capsules.PAPER, FP32, 90),
+        (capsules.PAPER, BF16, 90),
+        pytest.param(capsules.PAPER, FP32, 80, marks=pytest.mark.slow),
+        pytest.param(capsules.PAPER, FP16, 80, marks=pytest.mark.slow),
+        pytest.param((100, 512, 8, 100, 32), FP32, 90, marks=pytest.mark.slow),
+        pytest.param((100, 1152, 16, 10, 16), BF16, 90, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_capsule_routing(shape, dtype, capability):
+    batch, in_caps, in_dim, out_caps, out_dim = shape
+    u = torch.empty(batch, in_caps, in_dim, dtype=dtype, device="meta")
+    weight = torch.empty(in_caps, out_caps, in_dim, out_dim, device="meta")
+    grad, s = u.new_empty(batch, out_caps, out_dim), weight.new_empty(3, batch, out_caps, out_dim)
+    made = compiled("capsule_routing_fwd", (u, weight, s[0, 0], 3, True), capability)
+    made |= compiled("capsule_routing_bwd", (grad, u, weight, s, True, False, True, True), capability, folding=True)
+    if capability == 90:
+        assert "wgmma.mma_async" in made["capsule_sums_kernel"].ptx
+    assert "cp.async" in made["capsule_sums_kernel"].ptx, "the loads are not pipelined"
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_squash(dtype, capability):
+    for dim in (16, 5000):
+        s = torch.empty(1000, dim, dtype=dtype, device="meta")
+        compiled("squash_fwd", (s,), capability)
+        compiled("squash_bwd", (s, s), capability)
