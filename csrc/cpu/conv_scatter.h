@@ -70,7 +70,7 @@ class ScatteredDataGradient {
         units_(ceil_div(s_.images, unit_images_)),
         packed_(size_t(s_.taps() * tap_floats_)),
         rows_(size_t(unit_images_ * out_pixels())) {
-    for (int64_t tap = 0; tap < s_.taps(); ++tap) pack(tap);
+    pack();
     for (int64_t row = 0; row < unit_images_ * out_pixels(); ++row) {
       const int64_t y = row / s_.out_w % s_.out_h * s_.stride_h, x = row % s_.out_w * s_.stride_w;
       rows_[size_t(row)] = {int32_t(y), int32_t(x),
@@ -97,17 +97,21 @@ class ScatteredDataGradient {
     return fit < 1 ? 1 : fit < s_.images ? fit : s_.images;
   }
 
-  void pack(int64_t tap) {
+  void pack() {
     const Conv2dWeight& w = p_.weight;
     MatrixSource m;
     m.k = s_.n;
     m.n = s_.channels;
     m.dtype = w.dtype;
-    m.data = static_cast<const char*>(w.data) +
-             (tap / s_.kernel_w * w.stride_h + tap % s_.kernel_w * w.stride_w) * bytes_of(w.dtype);
+    m.data = w.data;
     m.stride_k = w.stride_n;
     m.stride_n = w.stride_c;
-    kernels().pack_matrix(m, Words::kPerWord == 1 ? kFloat32 : s_.dtype, packed_.data() + tap * tap_floats_);
+    m.taps_h = s_.kernel_h;
+    m.taps_w = s_.kernel_w;
+    m.stride_tap_h = w.stride_h;
+    m.stride_tap_w = w.stride_w;
+    m.tap_major = true;
+    kernels().pack_matrix(m, Words::kPerWord == 1 ? kFloat32 : s_.dtype, packed_.data());
   }
 
   // dx of a unit's images, channels of panels [first_panel, last_panel).

@@ -42,6 +42,7 @@ struct MatrixSource {
   const void* data = nullptr;
   int64_t stride_k = 0, stride_n = 0;
   int64_t taps_h = 1, taps_w = 1, stride_tap_h = 0, stride_tap_w = 0;
+  bool tap_major = false;  // packed as a matrix per tap, rather than a panel's taps one after the other
 };
 
 }  // namespace fastcnn

@@ -147,5 +147,9 @@ class TrainConfig:
         return self.folder / "last.pt" if self.resume is True else Path(self.resume or "")
 
     def fixed(self) -> dict[str, object]:
-        """The arguments that a run which goes on from a checkpoint must share with it, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+        """The arguments that a run which goes on from a checkpoint must share with it, by name.
+
+        A cosine ends with the run; an exponential schedule knows no end, and a run with it may get more epochs.
+        """
+        free = (*FREE_ON_RESUME, "epochs") if self.recipe.schedule == "exponential" else FREE_ON_RESUME
+        return {name: value for name, value in asdict(self).items() if name not in free}

@@ -71,13 +71,24 @@ def test_resumed_run_ends_as_an_uninterrupted_one(root: Path) -> None:
             if report.epoch == 2:
                 raise KeyboardInterrupt
 
-    settings = {"model": "tiny_capsnet", "lr": None}
+    settings = {"model": "tiny_capsnet", "optimizer": "adam", "lr": None}
     with pytest.raises(Interrupted):
         train(config(root, **settings), StopInSecond())
     resumed = train(config(root, **settings, resume=True))
     whole = train(config(root, **settings, output=root / "whole"))
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_an_exponential_schedule_may_go_on_for_more_epochs(root: Path) -> None:
+    settings = {"model": "tiny_capsnet", "optimizer": "adam", "lr": None}
+    train(config(root, **settings, epochs=1))
+    longer = train(config(root, **settings, epochs=2, resume=True))
+    whole = train(config(root, **settings, epochs=2, output=root / "whole"))
+    assert [epoch.train_loss for epoch in longer.history] == [epoch.train_loss for epoch in whole.history]
+    train(config(root, model="tiny", epochs=1, output=root / "cosine"))
+    with pytest.raises(ValueError, match=r"epochs: got 2, but the checkpoint .* has 1"):
+        train(config(root, model="tiny", epochs=2, output=root / "cosine", resume=True))
 
 
 def test_its_loss_has_no_label_smoothing(root: Path) -> None:

@@ -63,7 +63,8 @@ constexpr int64_t kRunElements = 32;  // of the reduction at a time: with nine t
 // A panel whose columns are runs in memory, over the reduction and within it over `taps`: a gather of 16
 // lines per vector becomes whole lines, read once.
 template <class Words, class T>
-void pack_runs(const MatrixSource& s, const T* data, int64_t columns, int64_t taps, float* out) {
+void pack_runs(const MatrixSource& s, const T* data, int64_t columns, int64_t taps, int64_t tap_step,
+               float* out) {
   const int64_t words = reduction_words<Words>(s.k);
   float* turned = thread_scratch(size_t(round_up(kRunElements * taps, kLanes) * kLanes));
   for (int64_t first = 0; first < words * Words::kPerWord; first += kRunElements) {
@@ -72,14 +73,33 @@ void pack_runs(const MatrixSource& s, const T* data, int64_t columns, int64_t ta
     transpose_runs(data + first * taps, s.stride_n, columns, count * taps, turned);
     for (int64_t tap = 0; tap < taps; ++tap)
       pack_rows<Words>(
-          words - word < most ? words - word : most, out + (tap * words + word) * kLanes,
+          words - word < most ? words - word : most, out + tap * tap_step + word * kLanes,
           [&](int64_t i) { return i < count ? load(turned + (i * taps + tap) * kLanes) : zero(); });
+  }
+}
+
+// A panel whose columns are runs over `taps`, as those of a data gradient's contiguous weight: every line of
+// memory is read once, for all taps.
+template <class Words, class T>
+void pack_column_runs(const MatrixSource& s, const T* data, int64_t columns, int64_t taps, int64_t tap_step,
+                      float* out) {
+  const int64_t words = reduction_words<Words>(s.k), turned_floats = round_up(taps, kLanes) * kLanes;
+  float* turned = thread_scratch(size_t(turned_floats * Words::kPerWord));
+  for (int64_t w = 0; w < words; ++w) {
+    for (int64_t i = 0; i < Words::kPerWord; ++i) {
+      const int64_t k = w * Words::kPerWord + i;
+      transpose_runs(data + k * s.stride_k, s.stride_n, k < s.k ? columns : 0, taps,
+                     turned + i * turned_floats);
+    }
+    for (int64_t tap = 0; tap < taps; ++tap)
+      pack_rows<Words>(1, out + tap * tap_step + w * kLanes,
+                       [&](int64_t i) { return load(turned + i * turned_floats + tap * kLanes); });
   }
 }
 
 template <class Words, class T>
 void pack_tap(const MatrixSource& s, const T* data, int64_t columns, float* out) {
-  if (s.stride_k == 1) return pack_runs<Words>(s, data, columns, 1, out);
+  if (s.stride_k == 1) return pack_runs<Words>(s, data, columns, 1, 0, out);
   const auto pack = [&](const auto& row) {
     pack_rows<Words>(reduction_words<Words>(s.k), out,
                      [&](int64_t k) { return k < s.k ? row(data + k * s.stride_k) : zero(); });
@@ -99,21 +119,24 @@ void pack_tap(const MatrixSource& s, const T* data, int64_t columns, float* out)
   pack_elements<Words>(s, data, columns, out);
 }
 
-// The taps of one element of the reduction are neighbours: a contiguous weight's.
-bool taps_are_runs(const MatrixSource& s) {
-  return s.stride_k == s.taps_h * s.taps_w && (s.taps_w == 1 || s.stride_tap_w == 1) &&
+// The taps of one element are neighbours, and so are elements `stride` apart: a contiguous weight's.
+bool taps_are_runs(const MatrixSource& s, int64_t stride) {
+  return stride == s.taps_h * s.taps_w && (s.taps_w == 1 || s.stride_tap_w == 1) &&
          (s.taps_h == 1 || s.stride_tap_h == s.taps_w);
 }
 
 template <class Words, class T>
 void pack(const MatrixSource& s, void* packed) {
   const int64_t tap_floats = reduction_words<Words>(s.k) * kLanes, taps = s.taps_h * s.taps_w;
-  parallel_for(ceil_div(s.n, kLanes), [&](int64_t panel) {
+  const int64_t panels = ceil_div(s.n, kLanes), tap_step = s.tap_major ? panels * tap_floats : tap_floats;
+  parallel_for(panels, [&](int64_t panel) {
     const int64_t first = panel * kLanes, columns = s.n - first < kLanes ? s.n - first : kLanes;
     const T* data = static_cast<const T*>(s.data) + first * s.stride_n;
-    float* out = static_cast<float*>(packed) + panel * taps * tap_floats;
-    if (taps_are_runs(s)) return pack_runs<Words>(s, data, columns, taps, out);
-    for (int64_t tap = 0; tap < taps; ++tap, out += tap_floats) {
+    float* out = static_cast<float*>(packed) + panel * (s.tap_major ? tap_floats : taps * tap_floats);
+    if (taps_are_runs(s, s.stride_k)) return pack_runs<Words>(s, data, columns, taps, tap_step, out);
+    if (taps > 1 && taps_are_runs(s, s.stride_n))
+      return pack_column_runs<Words>(s, data, columns, taps, tap_step, out);
+    for (int64_t tap = 0; tap < taps; ++tap, out += tap_step) {
       const int64_t at = tap / s.taps_w * s.stride_tap_h + tap % s.taps_w * s.stride_tap_w;
       pack_tap<Words>(s, data + at, columns, out);
     }
