@@ -20,9 +20,10 @@ struct CapsuleStep {
   bool aligned;
 };
 
-// The totals, and the last iteration's ds.
+// The totals, and the last iteration's ds. One block per multiprocessor is enough (as is said to the
+// compiler, which would rather spill than keep room for fewer than three).
 template <class T>
-__global__ void __launch_bounds__(kCapsuleOutputThreads) capsule_prepare_kernel(const CapsuleStep op) {
+__global__ void __launch_bounds__(kCapsuleOutputThreads, 1) capsule_prepare_kernel(const CapsuleStep op) {
   const int64_t image = blockIdx.x, plane = op.shape.batch * op.shape.outputs();
   const OutputThread thread(op.shape, op.quads, op.aligned);
   const int last = op.shape.iterations - 1;
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kCapsuleOutputThreads) capsule_prepare_kernel(
 }
 
 // ds of iteration t - 1 from the pass of iteration t: its v is in the totals before t and all later ones.
-__global__ void __launch_bounds__(kCapsuleOutputThreads)
+__global__ void __launch_bounds__(kCapsuleOutputThreads, 1)
     capsule_step_kernel(const CapsuleStep op, const int t) {
   const int64_t image = blockIdx.x, before = (t - 1) * op.shape.batch * op.shape.outputs();
   const OutputThread thread(op.shape, op.quads, op.aligned);

@@ -88,7 +88,7 @@ FASTCNN_DEVICE void couple_rows(const Agreements& a) {
 }
 
 // What every output capsule gets in the first iteration.
-FASTCNN_DEVICE float uniform_coupling(int out_caps, bool leaky) {
+FASTCNN_HOST_DEVICE float uniform_coupling(int out_caps, bool leaky) {
   return 1.f / float(out_caps + (leaky ? 1 : 0));
 }
 

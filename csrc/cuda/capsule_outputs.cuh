@@ -75,13 +75,13 @@ struct OutputThread {
   }
 };
 
-// function(the output capsule, its factors, its s and what else is shared), one thread an output capsule;
-// shared values are there before and results after.
+// function(the output capsule, its factors, its shared s), one thread an output capsule; shared values are
+// there before and results after.
 template <class Function>
 FASTCNN_DEVICE void for_each_output_capsule(const OutputThread& thread, Function function) {
   __syncthreads();
   for (int o = threadIdx.x; o < thread.out_caps; o += blockDim.x) {
-    const float* s = thread.s + 4 * o * thread.quads;
+    float* s = thread.s + 4 * o * thread.quads;
     function(o, squash_factors(s, thread.out_dim), s);
   }
   __syncthreads();
@@ -91,7 +91,7 @@ FASTCNN_DEVICE void for_each_output_capsule(const OutputThread& thread, Function
 FASTCNN_DEVICE Vector<float> squashed(const OutputThread& thread, const Vector<float>& s) {
   float* factors = thread.ds;
   thread.share(thread.s, s);
-  for_each_output_capsule(thread, [&](int o, const SquashFactors& q, const float*) { factors[o] = q.f; });
+  for_each_output_capsule(thread, [&](int o, const SquashFactors& q, float*) { factors[o] = q.f; });
   Vector<float> v;
 #pragma unroll
   for (int e = 0; e < 4; ++e) v.at[e] = factors[thread.capsule] * s.at[e];
@@ -99,27 +99,26 @@ FASTCNN_DEVICE Vector<float> squashed(const OutputThread& thread, const Vector<f
   return v;
 }
 
-// ds = f g + n f' (s . g) s / n^2; all of the block's threads call. Of each output capsule, f, n and n f' (s
-// . g) / n replace the shared s.
+// ds = f g + n f' (s . g) s / n^2; all of the block's threads call. s / n replaces the shared s, and of each
+// output capsule f and n f' (s . g) / n the shared gradient.
 FASTCNN_DEVICE Vector<float> squash_gradient(const OutputThread& thread, const Vector<float>& s,
                                              const Vector<float>& grad) {
   thread.share(thread.s, s);
   thread.share(thread.ds, grad);
-  for_each_output_capsule(thread, [&](int o, const SquashFactors& q, const float* own) {
-    const float* g = thread.ds + 4 * o * thread.quads;
-    float along = 0.f;
-    for (int e = 0; e < thread.out_dim; ++e) along = fmaf(own[e] / q.norm, g[e], along);
-    float* factors = thread.s + 4 * o * thread.quads;
-    factors[0] = q.f;
-    factors[1] = q.norm;
-    factors[2] = along * q.slope;
+  for_each_output_capsule(thread, [&](int o, const SquashFactors& q, float* own) {
+    float *g = thread.ds + 4 * o * thread.quads, along = 0.f;
+    for (int e = 0; e < thread.out_dim; ++e) {
+      own[e] /= q.norm;
+      along = fmaf(own[e], g[e], along);
+    }
+    g[0] = q.f;
+    g[1] = along * q.slope;
   });
-  const float* factors = thread.s + 4 * thread.capsule * thread.quads;
+  const float *factors = thread.ds + 4 * thread.capsule * thread.quads,
+              *direction = thread.s + 4 * thread.column;
   Vector<float> ds;
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    ds.at[e] = fmaf(s.at[e] / factors[1], factors[2], factors[0] * grad.at[e]);
-  }
+  for (int e = 0; e < 4; ++e) ds.at[e] = fmaf(direction[e], factors[1], factors[0] * grad.at[e]);
   __syncthreads();
   return ds;
 }
