@@ -21,6 +21,9 @@ using FilterArguments = std::tuple<Pointer, bool>;          // data, is float32
 // Rows, channels, rows per sample, unit, threshold, scale, seed.
 using MaskArguments = std::tuple<int64_t, int64_t, int64_t, int, uint64_t, float, Pointer>;
 
+// Batch, in_caps, in_dim, out_caps, out_dim, iterations, leaky, dtype.
+using CapsuleArguments = std::tuple<int64_t, int, int, int, int, int, bool, int>;
+
 template <class T>
 T* pointer(Pointer p) {
   return reinterpret_cast<T*>(p);
@@ -38,6 +41,11 @@ DropoutMask mask(const MaskArguments& m) {
           std::get<4>(m),
           std::get<5>(m),
           pointer<uint64_t>(std::get<6>(m))};
+}
+
+CapsuleShape capsule_shape(const CapsuleArguments& a) {
+  return {std::get<0>(a), std::get<1>(a), std::get<2>(a), std::get<3>(a),
+          std::get<4>(a), std::get<5>(a), std::get<6>(a), std::get<7>(a)};
 }
 
 // Why no kernel of this build can run here, or an empty string.
@@ -139,6 +147,32 @@ void run_dropout_bwd(int device_index, const MaskArguments& m, int dtype, const 
               plan);
 }
 
+CapsuleFwdPlan make_capsule_fwd_plan(const CapsuleArguments& shape, const Device& gpu) {
+  return plan_capsule_fwd(capsule_shape(shape), gpu);
+}
+
+CapsuleBwdPlan make_capsule_bwd_plan(const CapsuleArguments& shape, bool detach, const Device& gpu) {
+  return plan_capsule_bwd(capsule_shape(shape), detach, gpu);
+}
+
+void run_capsule_fwd(int device_index, const CapsuleArguments& shape, const CapsuleFwdPlan& plan, Pointer u,
+                     Pointer weight, Pointer bias, Pointer v, Pointer s, Pointer workspace, Pointer stream) {
+  const DeviceGuard guard(device_index);
+  capsule_fwd({capsule_shape(shape), pointer<void>(u), pointer<float>(weight), pointer<float>(bias),
+               pointer<void>(v), pointer<float>(s), pointer<float>(workspace), pointer<void>(stream)},
+              plan);
+}
+
+void run_capsule_bwd(int device_index, const CapsuleArguments& shape, bool detach, const CapsuleBwdPlan& plan,
+                     Pointer grad, Pointer u, Pointer weight, Pointer s, Pointer du, Pointer dw,
+                     Pointer dbias, Pointer workspace, Pointer stream) {
+  const DeviceGuard guard(device_index);
+  capsule_bwd({capsule_shape(shape), detach, pointer<void>(grad), pointer<void>(u), pointer<float>(weight),
+               pointer<float>(s), pointer<void>(du), pointer<float>(dw), pointer<float>(dbias),
+               pointer<float>(workspace), pointer<void>(stream)},
+              plan);
+}
+
 Geometry geometry(std::array<int, 4> x, std::array<int, 2> output, std::array<int, 3> weight,
                   std::array<int, 2> stride, std::array<int, 2> padding, std::array<int, 2> dilation) {
   return {x[0],      x[1],      x[2],      x[3],       output[0],  output[1],   weight[0],  weight[1],
@@ -158,6 +192,8 @@ void bind(py::module_& m) {
   py::class_<DepthwisePlan>(m, "DepthwisePlan").def_readonly("workspace", &DepthwisePlan::workspace);
   py::class_<SeparablePlan>(m, "SeparablePlan").def_readonly("workspace", &SeparablePlan::workspace);
   py::class_<DropoutPlan>(m, "DropoutPlan").def_readonly("workspace", &DropoutPlan::workspace);
+  py::class_<CapsuleFwdPlan>(m, "CapsuleFwdPlan").def_readonly("workspace", &CapsuleFwdPlan::workspace);
+  py::class_<CapsuleBwdPlan>(m, "CapsuleBwdPlan").def_readonly("workspace", &CapsuleBwdPlan::workspace);
   m.def("unavailable", &unavailable);
   m.def("device", &device);
   m.def("plan_depthwise_fwd", &plan_depthwise_fwd);
@@ -165,11 +201,15 @@ void bind(py::module_& m) {
   m.def("plan_separable_fwd", &plan_separable_fwd, py::arg("geometry"), py::arg("channels"), py::arg("dtype"),
         py::arg("device"), py::arg("m") = 0);
   m.def("plan_dropout", &make_dropout_plan);
+  m.def("plan_capsule_fwd", &make_capsule_fwd_plan);
+  m.def("plan_capsule_bwd", &make_capsule_bwd_plan);
   m.def("depthwise_fwd", &run_depthwise_fwd);
   m.def("depthwise_bwd", &run_depthwise_bwd);
   m.def("separable_fwd", &run_separable_fwd);
   m.def("dropout_fwd", &run_dropout_fwd);
   m.def("dropout_bwd", &run_dropout_bwd);
+  m.def("capsule_fwd", &run_capsule_fwd);
+  m.def("capsule_bwd", &run_capsule_bwd);
 }
 
 }  // namespace fastcnn::cuda

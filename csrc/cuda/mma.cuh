@@ -1,27 +1,12 @@
-// Tensor-core products and asynchronous copies as functions: inline PTX
-// here, a plain implementation in the CPU stand-in.
+// Tensor-core products as functions: inline PTX here, a plain implementation in the CPU stand-in.
 #pragma once
 
+#include "copy_async.cuh"
 #include "vec.cuh"
 
 #ifndef FASTCNN_CUDA_ON_CPU
 
 namespace fastcnn::cuda {
-
-FASTCNN_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
-
-// 16 bytes global to shared; zeros when not `valid` (then `global` is not read).
-FASTCNN_DEVICE void copy_async(void* shared, const void* global, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(bytes)
-               : "memory");
-}
-FASTCNN_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int Pending>
-FASTCNN_DEVICE void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
 
 // Four 8 x 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 FASTCNN_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {

@@ -125,4 +125,41 @@ struct DropoutBwd {
   void* stream;
 };
 
+// Capsule votes and routing; fastcnn/ops/capsule_routing.py has the formulas. The dtype is that of u, v and
+// their gradients; everything else is float32.
+struct CapsuleShape {
+  int64_t batch;
+  int in_caps, in_dim, out_caps, out_dim;
+  int iterations;
+  bool leaky;
+  int dtype;
+
+  constexpr int64_t outputs() const { return int64_t(out_caps) * out_dim; }
+};
+
+// u [batch, in_caps, in_dim], weight [in_caps, out_caps, in_dim, out_dim], bias [out_caps, out_dim] or null,
+// v [batch, out_caps, out_dim], s [iterations, batch, out_caps, out_dim]. The workspace holds the plan's
+// `workspace` floats and comes uninitialised.
+struct CapsuleFwd {
+  CapsuleShape shape;
+  const void* u;
+  const float *weight, *bias;
+  void* v;
+  float* s;
+  float* workspace;
+  void* stream;
+};
+
+// du and dw may be null; `detach`: the coupling coefficients are constants.
+struct CapsuleBwd {
+  CapsuleShape shape;
+  bool detach;
+  const void *grad, *u;
+  const float *weight, *s;
+  void* du;
+  float *dw, *dbias;
+  float* workspace;
+  void* stream;
+};
+
 }  // namespace fastcnn::cuda

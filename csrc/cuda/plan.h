@@ -59,6 +59,53 @@ struct DropoutPlan {
   int64_t workspace;  // floats: [slices][width] where there are sums
 };
 
+// Capsules: four neighbouring values of an output capsule are a quad; an output capsule's `quads` are columns
+// next to each other.
+constexpr int kCapsuleStages = 2;           // of the ring that streams weights
+constexpr int kCapsuleRows = 8;             // coordinates of an input capsule in a stage
+constexpr int kCapsuleOutputThreads = 512;  // of a block that finishes an image's outputs
+constexpr int kCapsuleLanes = 8;            // threads that sum du among themselves
+
+// A pass over the input capsules. Thread (column, group) works on `images` images, block (tile, chunk) on
+// `groups` such groups and `chunk` input capsules.
+struct CapsulePassPlan {
+  int quads, columns;
+  int images, groups;
+  int tiles;
+  int chunk, chunks;
+  int staged;  // input capsules whose u is in shared memory at once
+  int threads, shared_bytes;
+
+  // Floats from row to row of [images of the block]; neighbouring columns' 16-byte stores then hit different
+  // banks.
+  constexpr int pitch() const { return groups * images + 4; }
+};
+
+// du and dW: thread (input capsule, column) keeps `depth` weights of a quad for all images; block i works on
+// input capsules [i capsules, (i + 1) capsules), and on `images` images at a time.
+struct CapsuleGradientPlan {
+  int depth;
+  int stride;  // threads per input capsule: its columns, in whole groups of kCapsuleLanes
+  int capsules, images;
+  int terms;     // iterations whose coupling coefficients depend on the votes
+  bool uniform;  // whether the first iteration, where they do not, counts as well
+  int threads, shared_bytes;
+
+  constexpr int lanes() const { return capsules * stride; }
+  constexpr int planes() const { return 2 * terms + (uniform ? 1 : 0); }
+};
+
+struct CapsuleFwdPlan {
+  CapsulePassPlan pass;
+  int64_t workspace;  // floats
+};
+
+struct CapsuleBwdPlan {
+  CapsulePassPlan pass;
+  CapsuleGradientPlan gradients;
+  int64_t workspace;  // floats
+};
+
 // The unrolled kernels: square kernels of 3, 5, 7, square stride 1 or 2, no dilation, multiplier 1. Else 0.
 int unrolled_kernel(const Geometry& g);
 // Outputs per thread along W.
@@ -73,6 +120,8 @@ SeparablePlan plan_separable_fwd(const Geometry& g, int channels, int dtype, con
 // `with_bias`: the columns matter, because a bias is added or its gradient is wanted (`with_sums`).
 DropoutPlan plan_dropout(const DropoutMask& mask, int dtype, bool with_bias, bool with_sums,
                          const Device& device);
+CapsuleFwdPlan plan_capsule_fwd(const CapsuleShape& shape, const Device& device);
+CapsuleBwdPlan plan_capsule_bwd(const CapsuleShape& shape, bool detach, const Device& device);
 
 // Enqueue on the op's stream; throw std::runtime_error with CUDA's message where a launch fails.
 void depthwise_fwd(const DepthwiseFwd& op, const DepthwisePlan& plan);
@@ -80,5 +129,7 @@ void depthwise_bwd(const DepthwiseBwd& op, const DepthwisePlan& plan);
 void separable_fwd(const SeparableFwd& op, const SeparablePlan& plan);
 void dropout_fwd(const DropoutFwd& op, const DropoutPlan& plan);
 void dropout_bwd(const DropoutBwd& op, const DropoutPlan& plan);
+void capsule_fwd(const CapsuleFwd& op, const CapsuleFwdPlan& plan);
+void capsule_bwd(const CapsuleBwd& op, const CapsuleBwdPlan& plan);
 
 }  // namespace fastcnn::cuda

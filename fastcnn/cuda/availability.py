@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cuda import launch
+from fastcnn.cuda import capsule_routing, launch
 
 # Positions of what shares x's dtype, x first, in each primitive's arguments.
 _IMAGES = {
@@ -19,6 +19,8 @@ _IMAGES = {
     "dropout_fwd": (0, 3),
     "dropout_bwd": (0, 1),
     "dropout_inplace": (0,),
+    "capsule_routing_fwd": (0,),
+    "capsule_routing_bwd": (1, 0),
 }
 # Positions of the depthwise weight and (stride, padding, dilation).
 _GEOMETRY = {"depthwise_fwd": (1, 9), "depthwise_bwd": (11, 12), "separable_fwd": (1, 13)}
@@ -48,18 +50,21 @@ def refuses(primitive: str, args: Sequence) -> str | None:
         return f"the cuda backend computes in float32, bfloat16 and float16, got {x.dtype}"
     if any(t is not None and t.dtype != x.dtype for t in others):
         return f"the cuda backend takes images of one dtype, here {x.dtype}"
-    return _no_plan(primitive, args, x) if primitive in _GEOMETRY and x.numel() else None
-
-
-def _no_plan(primitive: str, args: Sequence, x: Tensor) -> str | None:
-    """Why a convolution of this shape has no plan on x's GPU, or None."""
-    weight_at, geometry_at = _GEOMETRY[primitive]
-    channels = (args[2].shape[0],) if primitive == "separable_fwd" else ()
     try:
-        launch.plan(
-            primitive, x.device.index, x.dtype, tuple(x.shape), tuple(args[weight_at].shape),
-            *map(tuple, args[geometry_at : geometry_at + 3]), *channels,
-        )  # fmt: skip
+        if primitive in _GEOMETRY and x.numel():
+            _plan_convolution(primitive, args, x)
+        elif primitive.startswith("capsule"):
+            capsule_routing.plan_of(primitive, args)
     except ValueError as error:
         return str(error)
     return None
+
+
+def _plan_convolution(primitive: str, args: Sequence, x: Tensor) -> None:
+    """Raises ValueError where a convolution of this shape has no plan on x's GPU."""
+    weight_at, geometry_at = _GEOMETRY[primitive]
+    channels = (args[2].shape[0],) if primitive == "separable_fwd" else ()
+    launch.plan(
+        primitive, x.device.index, x.dtype, tuple(x.shape), tuple(args[weight_at].shape),
+        *map(tuple, args[geometry_at : geometry_at + 3]), *channels,
+    )  # fmt: skip

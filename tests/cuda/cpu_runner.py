@@ -31,9 +31,13 @@ def _storage(t: Tensor) -> bytearray:
     return bytearray(whole.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-_PRIMITIVES = ("depthwise_fwd", "depthwise_bwd", "separable_fwd")
+# In driver.cpp's order.
+_PRIMITIVES = (
+    "depthwise_fwd", "depthwise_bwd", "separable_fwd", "dropout_fwd", "dropout_bwd", "capsule_routing_fwd",
+    "capsule_routing_bwd",
+)  # fmt: skip
 _PLAN_ONLY = 10
-_NO_FIT = "no tile of this shape fits in shared memory"
+_NO_FIT = "no tile of this shape"
 
 
 def _drive(case: bytes) -> tuple[bytes, str]:
@@ -54,8 +58,16 @@ def planned_shared_bytes(primitive: str, shape: Shape, shared_bytes: int) -> int
     c, (r, s) = shape.k * shape.multiplier, shape.kernel
     p, q = output_size(shape)
     geometry = [shape.n, shape.h, shape.w, shape.k, p, q, c, r, s, *shape.stride, *shape.padding, *shape.dilation]
-    op = _PLAN_ONLY + _PRIMITIVES.index(primitive)
-    numbers = [op, DTYPES.index(shape.dtype), 132, shared_bytes, *geometry, shape.channels]
+    return _planned(primitive, shape.dtype, shared_bytes, [*geometry, shape.channels])
+
+
+def planned_capsule_bytes(primitive: str, sizes: tuple[int, ...], shared_bytes: int) -> int | None:
+    """The same for capsules: batch, in_caps, in_dim, out_caps, out_dim, iterations."""
+    return _planned(primitive, torch.float32, shared_bytes, [*sizes, 0, 0])
+
+
+def _planned(primitive: str, dtype: torch.dtype, shared_bytes: int, shape: list[int]) -> int | None:
+    numbers = [_PLAN_ONLY + _PRIMITIVES.index(primitive), DTYPES.index(dtype), 132, shared_bytes, *shape]
     try:
         return int(_drive(struct.pack(f"<{len(numbers) + 2}q", len(numbers), *numbers, 0))[1])
     except RuntimeError as error:
@@ -224,3 +236,30 @@ def dropout_bwd(grad, z, bias, act, p, scale, unit, seed, need_bias):
         case.dense(t)
     case.run()
     return dx, dbias
+
+
+def _capsules(op: int, u: Tensor, weight: Tensor, iterations: int, leaky: bool) -> Case:
+    return Case(op, u, [*u.shape, weight.shape[1], weight.shape[3], iterations, int(leaky)])
+
+
+def capsule_routing_fwd(u, weight, bias, iterations, leaky):
+    """As fastcnn.ops' reference."""
+    shape = (u.shape[0], *weight.shape[1::2])
+    v = torch.full(shape, float("nan"), dtype=u.dtype)
+    s = torch.full((iterations, *shape), float("nan"))
+    case = _capsules(5, u, weight, iterations, leaky)
+    case.flat(u, weight, bias, v, s)
+    case.run()
+    return v, s
+
+
+def capsule_routing_bwd(grad, u, weight, s, leaky, detach, need_du, need_dw):
+    """As fastcnn.ops' reference, empty where it is not needed."""
+    du = torch.full(u.shape if need_du else (0,), float("nan"), dtype=u.dtype)
+    dw = torch.full(weight.shape if need_dw else (0,), float("nan"))
+    dbias = torch.full(weight.shape[1::2], float("nan"))
+    case = _capsules(6, u, weight, s.shape[0], leaky)
+    case.numbers.append(int(detach))
+    case.flat(grad, u, weight, s, du if need_du else None, dw if need_dw else None, dbias)
+    case.run()
+    return du, dw, dbias

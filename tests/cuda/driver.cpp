@@ -180,6 +180,56 @@ void run_dropout_bwd(Case& c, int dtype, const Device& device) {
   dropout_bwd(op, plan);
 }
 
+CapsuleShape read_capsule_shape(Case& c, int dtype) {
+  CapsuleShape shape{};
+  shape.batch = c.wide();
+  for (int* field : {&shape.in_caps, &shape.in_dim, &shape.out_caps, &shape.out_dim, &shape.iterations}) {
+    *field = c.number();
+  }
+  shape.leaky = c.number() != 0;
+  shape.dtype = dtype;
+  return shape;
+}
+
+void run_capsule_fwd(Case& c, int dtype, const Device& device) {
+  CapsuleFwd op{};
+  op.shape = read_capsule_shape(c, dtype);
+  op.u = c.buffer().operand();
+  op.weight = c.buffer().floats();
+  op.bias = c.buffer().floats();
+  op.v = c.buffer().operand();
+  op.s = c.buffer().floats();
+  const CapsuleFwdPlan plan = plan_capsule_fwd(op.shape, device);
+  std::vector<float> space = workspace(plan.workspace);
+  op.workspace = space.data();
+  capsule_fwd(op, plan);
+}
+
+void run_capsule_bwd(Case& c, int dtype, const Device& device) {
+  CapsuleBwd op{};
+  op.shape = read_capsule_shape(c, dtype);
+  op.detach = c.number() != 0;
+  op.grad = c.buffer().operand();
+  op.u = c.buffer().operand();
+  op.weight = c.buffer().floats();
+  op.s = c.buffer().floats();
+  op.du = c.buffer().operand();
+  op.dw = c.buffer().floats();
+  op.dbias = c.buffer().floats();
+  const CapsuleBwdPlan plan = plan_capsule_bwd(op.shape, op.detach, device);
+  std::vector<float> space = workspace(plan.workspace);
+  op.workspace = space.data();
+  capsule_bwd(op, plan);
+}
+
+// The larger of a capsule plan's kernels.
+int planned_capsule_shared_bytes(Case& c, bool backward, int dtype, const Device& device) {
+  const CapsuleShape shape = read_capsule_shape(c, dtype);
+  if (!backward) return plan_capsule_fwd(shape, device).pass.shared_bytes;
+  const CapsuleBwdPlan plan = plan_capsule_bwd(shape, c.number() != 0, device);
+  return std::max(plan.pass.shared_bytes, plan.gradients.shared_bytes);
+}
+
 // Shared memory of the plan alone, for shapes that are too large to run here.
 int planned_shared_bytes(Case& c, int op, const Geometry& g, int dtype, const Device& device) {
   if (op == 0) return plan_depthwise_fwd(g, dtype, device).shared_bytes;
@@ -196,6 +246,15 @@ Case run(const char* path, bool descending) {
   device.shared_bytes = c.number();
   if (op == 3 || op == 4) {
     (op == 3 ? run_dropout_fwd : run_dropout_bwd)(c, dtype, device);
+    return c;
+  }
+  if (op == 5 || op == 6) {
+    (op == 5 ? run_capsule_fwd : run_capsule_bwd)(c, dtype, device);
+    return c;
+  }
+  if (op == kPlanOnly + 5 || op == kPlanOnly + 6) {
+    const int bytes = planned_capsule_shared_bytes(c, op == kPlanOnly + 6, dtype, device);
+    if (!descending) std::printf("%d\n", bytes);
     return c;
   }
   const Geometry g = read_geometry(c);

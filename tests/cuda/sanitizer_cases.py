@@ -10,7 +10,7 @@ import sys
 import torch
 
 from fastcnn import cuda
-from tests.cuda import cases, dropout_cases
+from tests.cuda import capsule_cases, cases, dropout_cases
 from tests.cuda.cases import Shape
 from tests.cuda.shapes import DEPTHWISE, SEPARABLE, STATS
 
@@ -19,12 +19,14 @@ CASES = [
     *(("depthwise_bwd", shape) for shape in DEPTHWISE),
     *(("separable_fwd", shape) for shape in SEPARABLE),
     *((primitive, case) for primitive in ("dropout_fwd", "dropout_bwd") for case in dropout_cases.CASES),
+    *((primitive, case) for primitive in capsule_cases.REFERENCES for case in capsule_cases.CASES),
 ]
+_SUITES = {Shape: cases, dropout_cases.Case: dropout_cases, capsule_cases.Case: capsule_cases}
 
 
-def run_case(primitive: str, shape: Shape | dropout_cases.Case) -> None:
+def run_case(primitive: str, shape: Shape | dropout_cases.Case | capsule_cases.Case) -> None:
     """Runs one case on the GPU and compares it with the reference."""
-    suite = dropout_cases if isinstance(shape, dropout_cases.Case) else cases
+    suite = _SUITES[type(shape)]
     args = suite.arguments(primitive, shape, "cuda")
     outputs = getattr(cuda, primitive)(*args)
     torch.cuda.synchronize()
