@@ -40,6 +40,11 @@ def matrix_features() -> list[str]:
     return [f for f in (widest, "avx512_bf16", "amx_bf16") if f in flags]
 
 
+def multiplies(dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether a device has products of a dtype: a CPU without them takes torch minutes for a step in bf16."""
+    return device != "cpu" or dtype == torch.float32 or not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
+
+
 def _bytes(text: str) -> int:
     number, unit = re.fullmatch(r"(\d+)([KMG]?)", text.strip()).groups()
     return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
