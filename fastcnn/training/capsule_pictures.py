@@ -16,17 +16,18 @@ GAP = 2  # white pixels between tiles
 
 
 def _sheet(tiles: Tensor) -> Tensor:
-    """Tiles [rows, columns, C, H, W] in [0, 1] as one picture [height, width, 3]."""
+    """Tiles [rows, columns, C, H, W] in [0, 1] as one picture of 8 bits, [height, width] or [height, width, 3]."""
     framed = nn.functional.pad(tiles.float().cpu(), (0, GAP, 0, GAP), value=1.0)
     rows, columns, channels, height, width = framed.shape
     picture = framed.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
-    return picture.expand(-1, -1, 3).clamp(0, 1)
+    return (255 * picture.clamp(0, 1)).round().to(torch.uint8).squeeze(2)
 
 
 def _write(picture: Tensor, path: Path) -> None:
-    from matplotlib.image import imsave
+    from PIL import Image
 
-    write_atomically(path, lambda file: imsave(file, picture.numpy(), format="png"))
+    image = Image.fromarray(picture.numpy())
+    write_atomically(path, lambda file: image.save(file, format="png", optimize=True))
 
 
 def _reconstructions(model: nn.Module, images: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def draw_capsules(model: nn.Module, test: Batches, folder: Path) -> None:
     Source: Sabour, Frosst & Hinton 2017 (arXiv 1710.09829), figures 3 and 4.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: Pillow is not installed.
     """
     model.eval()
     images, labels = next(iter(test))
