@@ -11,8 +11,20 @@ from fastcnn.training.checkpoint import write_atomically
 from fastcnn.training.data import Batches
 
 DIGITS = 20  # images in the picture of reconstructions
+SEEN = 100  # images among which every class is looked for
 TWEAKS = 11  # values of a dimension, from -0.25 to 0.25, as in the paper's figure 4
 GAP = 2  # white pixels between tiles
+
+
+def _first(test: Batches, count: int) -> tuple[Tensor, Tensor]:
+    """At least `count` images of a test set and their labels, from as many batches as that takes; fewer if it ends."""
+    images, labels = [], []
+    for batch, answers in test:
+        images.append(batch)
+        labels.append(answers)
+        if sum(map(len, labels)) >= count:
+            break
+    return torch.cat(images), torch.cat(labels)
 
 
 def _sheet(tiles: Tensor) -> Tensor:
@@ -73,6 +85,6 @@ def draw_capsules(model: nn.Module, test: Batches, folder: Path) -> None:
         ImportError: Pillow is not installed.
     """
     model.eval()
-    images, labels = next(iter(test))
+    images, labels = _first(test, SEEN)
     _write(_sheet(_reconstructions(model, images[: min(DIGITS, len(images) // 2 * 2)])), folder / "reconstructions.png")
     _write(_sheet(_dimensions(model, images, labels)), folder / "dimensions.png")

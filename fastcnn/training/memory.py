@@ -22,7 +22,8 @@ LARGEST_CROP = 32
 def crop_size(size: int, image: int, shift: int) -> int:
     """Pixels along an axis of the crops that give a model images of a size: that size where a crop can have it.
 
-    A crop is centred in an image with as much black on one side as on the other, and some of it in every place.
+    That is where the frame around the image, or the margin left out, is as wide on one side as on the other, and no
+    shift leaves the image.
     """
     return size if image - 2 * shift <= size <= LARGEST_CROP and (size - image) % 2 == 0 else LARGEST_CROP
 

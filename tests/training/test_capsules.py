@@ -34,8 +34,8 @@ def test_it_learns_and_draws_what_it_saw(root: Path) -> None:
     losses = [epoch.train_loss for epoch in result.history]
     assert losses[-1] < 0.95 * losses[0]
     assert result.ema is not None
-    # 16 test images in the first batch: 2 x 2 rows of 8 images of 28 pixels, each with a gap of 2.
-    assert imread(root / "run" / "reconstructions.png").shape[:2] == (4 * 30, 8 * 30)
+    # 20 test images in two batches: 2 x 2 rows of 10 images of 28 pixels, each with a gap of 2.
+    assert imread(root / "run" / "reconstructions.png").shape == (4 * 30, 10 * 30)
     # Two rows of five classes; 16 coordinates, 11 values.
     assert imread(root / "run" / "dimensions.png").shape[:2] == (2 * 16 * 30, 5 * 11 * 30)
 
@@ -43,7 +43,7 @@ def test_it_learns_and_draws_what_it_saw(root: Path) -> None:
 def test_pictures_show_the_images_and_their_reconstructions(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images, labels = tiny_capsnet(), torch.rand(3, 1, 28, 28), torch.tensor([4, 1, 4])
-    draw_capsules(model, iter([(images, labels)]), tmp_path)
+    draw_capsules(model, iter(list(zip(images.split(1), labels.split(1)))), tmp_path)  # batches of one
     assert not model.training
     sheet = torch.from_numpy(imread(tmp_path / "reconstructions.png"))
     with torch.no_grad():
