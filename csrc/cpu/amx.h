@@ -33,6 +33,24 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
   }
 }
 
+// c [rows][32] (+)= rows of an A tile times `panels` panels of B over `words` of the reduction; c holds whole
+// blocks of rows. As above, what lies beyond `rows` is computed too.
+inline void amx_accumulate_tile(const TileWriter<PairWords>& a, int64_t rows, const float* b, int64_t b_panel,
+                                int64_t panels, int64_t words, float* c, bool accumulate) {
+  [[maybe_unused]] const TileSession session;
+  for (int64_t row = 0; row < rows; row += kAmxBlock)
+    with_block_shape(rows - row, panels, [&](auto row_tiles, auto panel_tiles) {
+      float* block = c + row * kAmxBlock;
+      if (accumulate)
+        block_load<row_tiles, panel_tiles>(block, kAmxBlock);
+      else
+        block_zero();
+      for (int64_t word = 0; word < words; word += kTileWords)
+        block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b + word * kLanes, kLanes, b_panel);
+      block_store<row_tiles, panel_tiles>(block, kAmxBlock);
+    });
+}
+
 // dw [n][pitch] (+)= dy^T a: A tiles want a channel's pixels side by side, so dy's words are transposed on
 // the way.
 template <class Tile>
@@ -40,14 +58,16 @@ void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, in
                                     bool accumulate) {
   alignas(64) float c[kAmxBlock * kAmxBlock];
   AlignedBuffer<float> transposed(size_t(kAmxBlock * dy.rows()));
-  const __m512i rows = _mm512_mullo_epi32(
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(kRowWords));
   [[maybe_unused]] const TileSession session;
   for (int64_t n = 0; n < dy.channels(); n += kAmxBlock) {
     const int64_t count = dy.channels() - n < kAmxBlock ? dy.channels() - n : kAmxBlock;
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t row = 0; row < dy.rows(); row += kTileWords)
-        store(transposed.data() + j * dy.rows() + row, _mm512_i32gather_ps(rows, dy.at(row, n + j), 4));
+    for (int64_t j = 0; j < count; j += kLanes)
+      for (int64_t row = 0; row < dy.rows(); row += kTileWords) {
+        V words[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) words[i] = load(dy.at(row + i, n + j));
+        transpose(words);
+        for (int64_t i = 0; i < kLanes; ++i) store(transposed.data() + (j + i) * dy.rows() + row, words[i]);
+      }
     for (int64_t k = 0; k < a.channels(); k += kAmxBlock) {
       const int64_t columns = a.channels() - k > kTileWords ? kAmxBlock : kTileWords;
       with_block_shape(count, columns / kTileWords, [&](auto row_tiles, auto panel_tiles) {

@@ -111,6 +111,17 @@ inline void block_zero() {
   tile_zero<3>();
 }
 
+// Reads the block from c [32][ldc].
+template <int kRowTiles, int kPanels>
+inline void block_load(const float* c, int64_t ldc) {
+  tile_load<0>(c, ldc);
+  if constexpr (kPanels == 2) tile_load<1>(c + kTileWords, ldc);
+  if constexpr (kRowTiles == 2) {
+    tile_load<2>(c + kTileRows * ldc, ldc);
+    if constexpr (kPanels == 2) tile_load<3>(c + kTileRows * ldc + kTileWords, ldc);
+  }
+}
+
 // Writes the block to c [32][ldc].
 template <int kRowTiles, int kPanels>
 inline void block_store(float* c, int64_t ldc) {

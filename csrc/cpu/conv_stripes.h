@@ -17,6 +17,13 @@ constexpr int64_t kStripeBytes = 352 * 1024;
 constexpr int64_t kMostPanelWords = 8192, kBlockOfTapsWords = 256, kLongStripeBytes = 1400 * 1024;
 inline bool blocks_taps(const Conv2dShape& s, int64_t words) { return s.taps() * words > kMostPanelWords; }
 
+// For AMX: where a line fills less than kFullLine of a tile's 16 rows, or a panel passes through no L2, the
+// rows of all lines of a stripe are gathered into tiles.
+constexpr int64_t kFullLine = 9;
+inline bool gathers_rows(const Conv2dShape& s, int64_t words) {
+  return s.taps() > 1 && (s.out_w < kFullLine || s.taps() * words > kMostPanelWords);
+}
+
 // Few input channels make short taps: whole patches are then copied into A tiles (patch_rows.h).
 constexpr int64_t kPatchChannels = 8;
 inline bool takes_patches(const Conv2dShape& s) { return s.channels < kPatchChannels && s.taps() > 1; }

@@ -43,57 +43,61 @@ class WordLines {
 };
 
 // Pixels of dy as words of the reduction: [panel][word line][column], channels [n0, n0 + count). A panel
-// holds the channels of a microtile, which then reads it in order; AMX transposes pixels of all channels.
+// holds the channels of a microtile, which then reads it in order; for AMX each 16 columns of a panel lie
+// channel by channel, as its A tiles want them.
 template <class Words>
 class DyTile {
  public:
 #if FASTCNN_ISA_LEVEL >= 4
   static constexpr bool kTiles = Words::kPerWord == 2;
+  static constexpr int64_t kPanelRows = kTiles ? kAmxBlock : kMicroRows, kPitch = kTiles ? kAmxBlock : 16;
 #else
   static constexpr bool kTiles = false;
+  // kPitch: words between the pixels of a panel.
+  static constexpr int64_t kPanelRows = kMicroRows, kPitch = (kMicroRows + 7) / 8 * 8;
 #endif
-  static constexpr int64_t kPanelRows = kTiles ? kUnitOutputs : kMicroRows;
-  // Words between the pixels of a panel.
-  static constexpr int64_t kPitch = kTiles ? kUnitOutputs + 16 : (kMicroRows + 7) / 8 * 8;
 
   // AMX reduces over kReductionStep pixels at a time: a line is padded with zeros to whole steps.
   explicit DyTile(int64_t columns)
-      : columns_(columns), line_(Words::kPerWord == 2 ? round_up(columns, kReductionStep) : columns) {}
+      : columns_(columns), line_(kTiles ? round_up(columns, kReductionStep) : columns) {}
 
   // At most: no line may find a partner.
   int64_t floats(int64_t lines) const {
     return ceil_div(kUnitOutputs, kPanelRows) * lines * line_ * kPitch + kLanes;
   }
   int64_t line_pixels() const { return line_; }
-  // Channels [n, ...) of a panel.
+  // The panel of channels [n, n + kPanelRows).
   const float* line(int64_t word, int64_t n) const {
-    return data_ + (n / kPanelRows * lines_ + word) * line_ * kPitch + n % kPanelRows;
+    return data_ + (n / kPanelRows * lines_ + word) * line_ * kPitch;
   }
 
   template <class Column>
   void fill(float* data, const WordLines<Words>& lines, int64_t count, const Column& column) {
     data_ = data;
     lines_ = lines.count();
+    alignas(64) float pixels[kStep][kRun];
     for (int64_t word = 0; word < lines_; ++word) {
       const int64_t line = lines.first(word);
       const bool paired = lines.paired(line);
-      for_rows(columns_, [&](int64_t q, auto group) {
-        alignas(64) float pixels[group][kRun];
-        for (int64_t c = 0; c < count; c += kLanes) {
-          const auto value = column(c);
-          for (int i = 0; i < group; ++i) {
-            const int64_t pixel = line * columns_ + q + i;
-            put(pixels[i] + c, value(pixel), paired ? value(pixel + columns_) : zero());
+      for (int64_t q = 0; q < line_; q += kStep) {
+        const int64_t present = columns_ - q < kStep ? columns_ - q : kStep;
+        for_rows(present, [&](int64_t first, auto group) {
+          for (int64_t c = 0; c < count; c += kLanes) {
+            const auto value = column(c);
+            for (int64_t i = first; i < first + group; ++i) {
+              const int64_t pixel = line * columns_ + q + i;
+              put(pixels[i] + c, value(pixel), paired ? value(pixel + columns_) : zero());
+            }
           }
-        }
-        for (int i = 0; i < group; ++i) deal(pixels[i], count, word, q + i);
-      });
-      alignas(64) static constexpr float kNothing[kRun] = {};
-      for (int64_t q = columns_; q < line_; ++q) deal(kNothing, count, word, q);
+        });
+        deal(pixels, present, count, word, q);
+      }
     }
   }
 
  private:
+  static constexpr int64_t kStep = 16, kRun = kUnitOutputs + 2 * kLanes;
+
   static void put(float* at, V low, [[maybe_unused]] V high) {
     if constexpr (Words::kPerWord == 1) store(at, low);
 #if FASTCNN_ISA_LEVEL >= 3
@@ -102,15 +106,26 @@ class DyTile {
 #endif
   }
 
-  // A pixel's channels to their panels, by whole vectors: what follows overwrites the rest.
-  void deal(const float* pixel, int64_t count, int64_t word, int64_t q) {
+  // A step's pixels to their panels.
+  void deal(const float (*pixels)[kRun], int64_t present, int64_t count, int64_t word, int64_t q) {
     for (int64_t n = 0; n < count; n += kPanelRows) {
       float* to = data_ + ((n / kPanelRows * lines_ + word) * line_ + q) * kPitch;
-      for (int64_t i = 0; i < kPanelRows; i += kLanes) store(to + i, load(pixel + n + i));
+      if constexpr (kTiles) {
+        for (int64_t c = 0; c < kPanelRows && n + c < count; c += kLanes) {
+          V rows[kLanes];
+          for (int64_t i = 0; i < kLanes; ++i) rows[i] = i < present ? load(pixels[i] + n + c) : zero();
+          transpose(rows);
+          for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * kStep, rows[i]);
+        }
+      } else {
+        // By whole vectors: what follows overwrites the rest.
+        for (int64_t i = 0; i < present; ++i)
+          for (int64_t c = 0; c < kPanelRows; c += kLanes)
+            store(to + i * kPitch + c, load(pixels[i] + n + c));
+      }
     }
   }
 
-  static constexpr int64_t kRun = kUnitOutputs + 2 * kLanes;
   int64_t columns_, line_, lines_ = 0;
   float* data_ = nullptr;
 };
@@ -223,11 +238,7 @@ class ConvWeightGradient {
       }
   }
 
-#if FASTCNN_ISA_LEVEL >= 4
-  static constexpr int64_t kPieceRows = DyTile<Words>::kTiles ? kAmxBlock : kMicroRows;
-#else
-  static constexpr int64_t kPieceRows = kMicroRows;
-#endif
+  static constexpr int64_t kPieceRows = DyTile<Words>::kPanelRows;
 
   void multiply(int64_t rows, bool both, const float* const* a, const float* const* b, int64_t lines,
                 int64_t pixels, int64_t b_step, float* dw, bool add) const {
@@ -242,23 +253,16 @@ class ConvWeightGradient {
   }
 
 #if FASTCNN_ISA_LEVEL >= 4
-  // A tiles want a channel's pixels side by side: dy's words are transposed, 16 pixels at a time, on the way.
   void amx_multiply(int64_t rows, bool both, const float* const* a, const float* const* b, int64_t lines,
                     int64_t pixels, int64_t b_step, float* dw, bool add) const {
-    alignas(64) float c[kAmxBlock * kAmxBlock], turned[kAmxBlock * kTileWords];
-    const __m512i down =
-        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                           _mm512_set1_epi32(int(DyTile<Words>::kPitch)));
+    alignas(64) float c[kAmxBlock * kAmxBlock];
     [[maybe_unused]] const TileSession session;
     with_block_shape(rows, both ? 2 : 1, [&](auto row_tiles, auto panel_tiles) {
       block_zero();
       for (int64_t line = 0; line < lines; ++line)
-        for (int64_t q = 0; q < pixels; q += kTileWords) {
-          for (int64_t j = 0; j < row_tiles * kTileRows; ++j)
-            store(turned + j * kTileWords,
-                  j < rows ? _mm512_i32gather_ps(down, a[line] + q * DyTile<Words>::kPitch + j, 4) : zero());
-          block_step<row_tiles, panel_tiles>(turned, kTileWords, b[line] + q * b_step, b_step, kLanes);
-        }
+        for (int64_t q = 0; q < pixels; q += kTileWords)
+          block_step<row_tiles, panel_tiles>(a[line] + q * kAmxBlock, kTileWords, b[line] + q * b_step,
+                                             b_step, kLanes);
       block_store<row_tiles, panel_tiles>(c, kAmxBlock);
     });
     for (int64_t j = 0; j < rows; ++j)

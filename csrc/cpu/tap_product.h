@@ -71,6 +71,15 @@ void tap_microtile_to(const float* a, int64_t a_row, const Taps& taps, const flo
 }
 
 #if FASTCNN_ISA_LEVEL >= 4
+// A line's rows of a few taps, from `row` on, into an A tile of taps x words.
+inline void gather_line(const float* from, int64_t step, const Taps& taps, int64_t pixels,
+                        const TileWriter<PairWords>& a, int64_t row) {
+  for (int64_t q = 0; q < pixels; ++q, from += step)
+    for (int64_t t = 0; t < taps.count; ++t)
+      for (int64_t word = 0; word < taps.words; word += kLanes)
+        store(a.at(row + q, t * taps.words + word), load(from + taps.offsets[t] + word));
+}
+
 // Rows of the last block beyond the line are computed from whatever the stripe holds there, and dropped.
 template <class Sink>
 void amx_multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels,

@@ -86,6 +86,12 @@ class ForwardByLines {
     const StatisticsUnit statistics{sums, sums + pitch_, sums + 2 * pitch_};
     const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums ? &statistics : nullptr, true);
     const Taps taps{offsets_.data(), s_.taps(), words_};
+#if FASTCNN_ISA_LEVEL >= 4
+    if constexpr (kTiles)
+      if (in_blocks())
+        return multiply_gathered(stripe, first, last, first_panel, last_panel,
+                                 memory + stripe.floats(units_.longest()), sink);
+#endif
     for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors) {
       const int64_t panels = last_panel - panel < kMicroVectors ? last_panel - panel : kMicroVectors;
       if (in_blocks()) {
@@ -99,19 +105,25 @@ class ForwardByLines {
     }
   }
 
-  // AMX tiles take a panel at its full length: they are bound by A, not by B.
   static constexpr bool kTiles = FASTCNN_ISA_LEVEL >= 4 && Words::kPerWord == 2;
-  bool in_blocks() const { return !kTiles && blocks_taps(s_, words_); }
+  bool in_blocks() const { return kTiles ? gathers_rows(s_, words_) : blocks_taps(s_, words_); }
   int64_t stripe_bytes() const { return in_blocks() ? kLongStripeBytes : kStripeBytes; }
   int64_t block_floats() const {
-    return in_blocks() ? units_.longest() * s_.out_w * kMicroVectors * kLanes : 0;
+    if (!in_blocks()) return 0;
+    const int64_t rows = units_.longest() * s_.out_w, columns = kMicroVectors * kLanes;
+    if (!kTiles) return rows * columns;
+    return tile_floats(rows, block_of_taps() * words_) +
+           ceil_div(panels_, kMicroVectors) * round_up(rows, 32) * columns;
+  }
+  int64_t block_of_taps() const {
+    return words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1;
   }
 
   // All lines take a block of taps before the next one, with their sums in c.
   void multiply_in_blocks(const Stripe<Words>& stripe, int64_t first, int64_t last, int64_t panel,
                           int64_t panels, float* c, const StoreSink<T>& sink) const {
     constexpr int64_t kLd = kMicroVectors * kLanes;
-    const int64_t block = words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1;
+    const int64_t block = block_of_taps();
     for (int64_t tap = 0; tap < s_.taps(); tap += block) {
       const Taps taps{offsets_.data() + tap, s_.taps() - tap < block ? s_.taps() - tap : block, words_};
       for (int64_t line = first; line < last; ++line)
@@ -122,6 +134,34 @@ class ForwardByLines {
     for (int64_t line = 0; line < last - first; ++line)
       sink(c + line * s_.out_w * kLd, kLd, line * s_.out_w, s_.out_w, panel * kLanes, panels * kLanes);
   }
+
+#if FASTCNN_ISA_LEVEL >= 4
+  // The rows of all lines are gathered into an A tile, a block of taps at a time, with every panel's sums in
+  // memory.
+  void multiply_gathered(const Stripe<Words>& stripe, int64_t first, int64_t last, int64_t first_panel,
+                         int64_t last_panel, float* memory, const StoreSink<T>& sink) const {
+    const int64_t rows = (last - first) * s_.out_w, block = block_of_taps();
+    const TileWriter<Words> a{memory, rows};
+    float* sums = memory + tile_floats(rows, block * words_);
+    const int64_t pair_floats = round_up(rows, kAmxBlock) * kAmxBlock;
+    for (int64_t tap = 0; tap < s_.taps(); tap += block) {
+      const Taps taps{offsets_.data() + tap, s_.taps() - tap < block ? s_.taps() - tap : block, words_};
+      for (int64_t line = first; line < last; ++line)
+        gather_line(stripe.line(line), stripe.column_step(), taps, s_.out_w, a, (line - first) * s_.out_w);
+      float* c = sums;
+      for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors, c += pair_floats)
+        amx_accumulate_tile(a, rows, b_.panel(panel) + tap * words_ * kLanes, b_.panel_stride(),
+                            last_panel - panel < kMicroVectors ? 1 : kMicroVectors, taps.count * words_, c,
+                            tap > 0);
+    }
+    for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors, sums += pair_floats) {
+      const int64_t panels = last_panel - panel < kMicroVectors ? 1 : kMicroVectors;
+      for (int64_t row = 0; row < rows; row += kAmxBlock)
+        sink(sums + row * kAmxBlock, kAmxBlock, row, rows - row < kAmxBlock ? rows - row : kAmxBlock,
+             panel * kLanes, panels * kLanes);
+    }
+  }
+#endif
 
   const Conv2dForward& p_;
   const Conv2dShape& s_;
