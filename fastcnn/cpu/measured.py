@@ -2,7 +2,8 @@
 
 Ratios are times of the unfused backend over this one's, 2 cores, batch 1 and 8, of an AMD Zen 4 (bf16 dot products at
 twice the float32 rate) and an Intel Emerald Rapids without AMX (at half of it: bf16 is widened here, in torch it is
-slower than float32). They are no statement about other processors and instruction sets, where everything stays here.
+slower than float32); for few channels of an Emerald Rapids with AMX and without, and an AMD Zen 3. They are no
+statement about other processors and instruction sets, where everything stays here.
 """
 
 from __future__ import annotations
@@ -39,9 +40,15 @@ class _Groups(NamedTuple):
         return f"groups of {self.channels} channels and more{where}"
 
 
+# Images and other inputs of less than 8 channels, whose patches are copied here, for 32 outputs or with a stride, a
+# training step: 0.45 to 0.9 from 10,000 output pixels on, all images together; below them 0.96 to 1.3.
+_FEW_CHANNELS, _FEW_OUTPUTS, _MANY_PIXELS = 7, 32, 10_000
+
+
 class _Rules(NamedTuple):
     groups: dict[torch.dtype, _Groups]
     depthwise_bytes: Pair | None  # of outputs with nothing to fuse, at least and at most
+    few_channels: tuple[str, ...]  # instruction sets on which few channels are faster unfused
 
 
 _RULES = {
@@ -55,6 +62,7 @@ _RULES = {
         # MobileNet-v2's and Xception's: 0.27 to 1.09, mostly 0.6 to 0.95. Below, torch's call costs more than it saves;
         # above, malloc gives memory back to the system after each call and torch takes 2.5 to 3.4 times as long.
         (1536 << 10, 32 << 20),
+        ("avx2",),
     ),
     "GenuineIntel": _Rules(
         {
@@ -64,6 +72,7 @@ _RULES = {
             torch.float32: _Groups(16, 196, strided=False),
         },
         None,  # 0.76 to 1.8, in the mean 1.3
+        ("avx512", "amx"),
     ),
 }
 
@@ -82,14 +91,18 @@ def faster_unfused(primitive: str, args: Sequence) -> str | None:
     if rules is None:
         return None
     if primitive == "conv2d_fwd":
-        reason = _grouped(rules, *args[:2], *args[9:13])
+        call = (*args[:2], *args[9:13])
     elif primitive == "conv2d_bwd":
-        reason = _grouped(rules, args[6], args[11], *args[13:17])
+        call = (args[6], args[11], *args[13:17])
     elif primitive == "depthwise_fwd" and not any(isinstance(a, Tensor) or a for a in (*args[2:9], args[12])):
-        reason = _plain_depthwise(rules, *args[:2], *args[9:12])
+        call = (*args[:2], *args[9:12])
     else:
         return None
-    return reason if reason and native.module().isa_active() in ISAS else None
+    isa = native.module().isa_active()
+    if primitive == "depthwise_fwd":
+        return _plain_depthwise(rules, *call) if isa in ISAS else None
+    reason = _few_channels(*call) if isa in rules.few_channels else None
+    return _grouped(rules, *call) if reason is None and isa in ISAS else reason
 
 
 def _output_pixels(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> int:
@@ -106,6 +119,18 @@ def _grouped(
     if groups == 1 or faster is None or not faster.has(weight.shape[1], pixels, stride):
         return None
     return f"{faster} in {str(x.dtype).removeprefix('torch.')} are measured faster there"
+
+
+def _few_channels(
+    x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> str | None:
+    if groups > 1 or weight.shape[1] > _FEW_CHANNELS or tuple(weight.shape[2:]) == (1, 1):
+        return None
+    if not isinstance(weight, Tensor) or not (weight.shape[0] <= _FEW_OUTPUTS or max(stride) > 1):
+        return None  # a packed weight is an inference form's
+    if x.shape[0] * _output_pixels(x, weight, stride, padding, dilation) < _MANY_PIXELS:
+        return None
+    return f"{_FEW_CHANNELS} channels and less to {_FEW_OUTPUTS} or with a stride are measured faster there"
 
 
 def _plain_depthwise(

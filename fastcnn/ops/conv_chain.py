@@ -68,6 +68,7 @@ class _Geometry(NamedTuple):
     act: int
 
 
+_STORE = (None, None, activations.NONE, None)  # the epilogue that does nothing
 _SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean, var
 
 
@@ -78,18 +79,19 @@ def _flatten(conv: Conv, acc: torch.dtype) -> tuple[_Geometry, list[Tensor | Non
     return _Geometry(conv.op, *where, kind, activations.code(conv.act)), [*weights, *tensors]
 
 
-def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool):
+def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool, epilogue=_STORE):
+    """Raw output, mean, var; or, with an epilogue (scale, shift, act, residual), what that makes of it."""
     head = (pre.scale, pre.shift, act)
     if g.op == "identity":
         return x, *(ops.channel_statistics(x) if stats else (None, None))
     if g.op == "pointwise":
-        return ops.pointwise_fwd(x, weights[0], *head, None, None, 0, None, g.stride, stats)
+        return ops.pointwise_fwd(x, weights[0], *head, *epilogue, g.stride, stats)
     geometry = (g.stride, g.padding, g.dilation)
     if g.op == "depthwise":
-        return ops.depthwise_fwd(x, weights[0], *head, None, None, 0, None, *geometry, stats)
+        return ops.depthwise_fwd(x, weights[0], *head, *epilogue, *geometry, stats)
     if g.op == "separable":
-        return ops.separable_fwd(x, *weights, *head, None, None, 0, None, None, 0, None, *geometry, stats)
-    return ops.conv2d_fwd(x, weights[0], *head, None, None, 0, None, *geometry, g.groups, stats)
+        return ops.separable_fwd(x, *weights, *head, None, None, 0, *epilogue, *geometry, stats)
+    return ops.conv2d_fwd(x, weights[0], *head, *epilogue, *geometry, g.groups, stats)
 
 
 def _plus(dx: Tensor, residual: Tensor | None) -> Tensor:
@@ -137,6 +139,18 @@ def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
     return _plus(grad, residual)
 
 
+def _ends_in_epilogue(g: _Geometry, residual: Tensor | None) -> bool:
+    """Whether the last stage can be stored finished: backward needs no raw output behind a bias alone.
+
+    The mask of its activation is then seen from the output.
+    """
+    if g.op == "identity" or g.norm.name not in ("none", "affine"):
+        return False
+    act = g.act & ~activations.AFTER_RESIDUAL
+    last = act == activations.NONE or residual is None or g.act != act
+    return last and act in activations.KNOWN_FROM_OUTPUT
+
+
 class _ConvChain(torch.autograd.Function):
     @staticmethod
     def forward(ctx, geometries, adds_input, remade, x, residual, *tensors):
@@ -145,8 +159,20 @@ class _ConvChain(torch.autograd.Function):
         stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
         pre, act = Applied(), activations.NONE
         raw, norms, batch, totals = [x], [], [], {}
-        for g, (w0, w1, scale, shift, mean, var) in zip(geometries, stages, strict=True):
+        last = len(stages) - 1
+        finished = stages[-1][2] is None and _ends_in_epilogue(geometries[-1], residual)
+        if finished and geometries[-1].act:
+            act_last = geometries[-1].act | activations.AFTER_RESIDUAL
+            geometries = (*geometries[:-1], geometries[-1]._replace(act=act_last))
+        for i, (g, (w0, w1, scale, shift, mean, var)) in enumerate(zip(geometries, stages, strict=True)):
             weights = (w0,) if w1 is None else (w0, w1)
+            if finished and i == last:
+                shift = applied(g.norm, None, shift, None, None, acc).shift
+                y, *_ = _convolve(g, raw[-1], weights, pre, act, False, (None, shift, g.act, residual))
+                pre, act = Applied(), g.act
+                raw.append(y)
+                norms.append(pre)
+                break
             y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm.trains)
             if g.norm.trains:
                 mean, var = batch_mean, batch_var
@@ -158,7 +184,7 @@ class _ConvChain(torch.autograd.Function):
             raw.append(y)
             norms.append(pre)
         out = raw[-1]
-        if pre.scale is not None or pre.shift is not None or act or residual is not None:
+        if not finished and (pre.scale is not None or pre.shift is not None or act or residual is not None):
             out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
         ctx.geometries, ctx.adds_input, ctx.totals = geometries, adds_input, totals
         ctx.input_remade, ctx.residual_remade = remade

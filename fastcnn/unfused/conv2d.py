@@ -14,9 +14,14 @@ Pair = tuple[int, int]
 
 
 def _prologue(x: Tensor, scale: Tensor | None, shift: Tensor | None, act: int) -> Tensor:
-    if scale is None and shift is None and not act:
-        return to_nhwc(x)
-    return affine_act_fwd(x, scale, shift, act, None)
+    if scale is not None or shift is not None or act:
+        return affine_act_fwd(x, scale, shift, act, None)
+    x = to_nhwc(x)
+    if x.shape[1] > 1:
+        return x
+    # One channel lies alike in both formats; torch takes the output's from the strides.
+    h, w = x.shape[2:]
+    return x.as_strided(x.shape, (h * w, 1, w, 1))
 
 
 def conv2d_fwd(
@@ -37,7 +42,11 @@ def conv2d_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.conv2d.conv2d_fwd."""
     a = _prologue(x, in_scale, in_shift, in_act)
-    y = to_nhwc(F.conv2d(a, source(weight).to(a.dtype), None, stride, padding, dilation, groups))
+    bias = None
+    if out_scale is None and not stats:
+        bias, out_shift = out_shift, None
+    bias = None if bias is None else bias.to(a.dtype)
+    y = to_nhwc(F.conv2d(a, source(weight).to(a.dtype), bias, stride, padding, dilation, groups))
     if stats and (out_scale is not None or out_shift is not None):
         y, out_scale, out_shift = affine_act_fwd(y, out_scale, out_shift, 0, None), None, None
     mean, var = channel_statistics(y) if stats else (y.new_empty(0, dtype=torch.float32) for _ in range(2))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastcnn import backends, explain, native
 from fastcnn.cpu import measured
+from fastcnn.cpu.conv2d import pack_conv2d
 from fastcnn.nn import DepthwiseConv2d
 from fastcnn.ops import conv2d
 
@@ -71,6 +72,41 @@ def test_grouped_convolutions(
     assert backends.selected("conv2d_bwd", backward(args, need_sums=False)) == expected
     with backends.force("cpu"):
         assert backends.selected("conv2d_fwd", args) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "isa", "shape", "outputs", "kernel", "stride", "expected"),
+    [
+        (INTEL, "avx512", (128, 1, 32, 32), 6, 5, 1, "unfused"),
+        (INTEL, "amx", (128, 6, 14, 14), 16, 5, 1, "unfused"),
+        (INTEL, "avx512", (8, 6, 14, 14), 16, 5, 1, "cpu"),
+        (INTEL, "avx512", (128, 8, 14, 14), 16, 5, 1, "cpu"),
+        (INTEL, "avx512", (8, 3, 224, 224), 64, 3, 1, "cpu"),
+        (INTEL, "avx512", (8, 3, 224, 224), 64, 7, 2, "unfused"),
+        (INTEL, "avx512", (128, 6, 32, 32), 16, 1, 1, "cpu"),
+        (AMD, "avx2", (128, 1, 32, 32), 6, 5, 1, "unfused"),
+        (AMD, "avx512", (128, 1, 32, 32), 6, 5, 1, "cpu"),
+    ],
+)
+def test_few_channels(
+    vendor: str, isa: str, shape: tuple, outputs: int, kernel: int, stride: int, expected: str, monkeypatch
+) -> None:
+    module = native.module()
+    if isa not in module.isa_available():
+        pytest.skip(f"needs {isa}")
+    module.set_isa(isa)
+    monkeypatch.setattr(measured, "vendor", lambda: vendor)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    weight, where = torch.randn(outputs, shape[1], kernel, kernel), ((stride, stride), (0, 0), ONE, 1)
+    args = (x, weight, None, None, 0, None, None, 0, None, *where, True)
+    assert backends.selected("conv2d_fwd", args) == expected
+    y = backends.choose("conv2d_fwd", args)(*args)[0]
+    upstream = (torch.randn_like(y), None, None, None, 0, None)
+    back = (*upstream, x, None, None, 0, None, weight, None, *where, False, True, False)
+    assert backends.selected("conv2d_bwd", back) == expected
+    with torch.inference_mode():
+        packed = (x, pack_conv2d(weight, x.dtype, 1), *args[2:])
+    assert backends.selected("conv2d_fwd", packed) == "cpu"
 
 
 def test_strided_groups_stay_on_intel(monkeypatch) -> None:
