@@ -62,7 +62,7 @@ inline BackwardInput backward_input(const py::tuple& t) {
   return b;
 }
 
-// (dx, dx_ld, dw, sums, residual, residual_ld)
+// (dx, dx_ld, dw, sums, residual, residual_ld, scales)
 inline BackwardOutput backward_output(const py::tuple& t) {
   BackwardOutput o;
   o.dx = reinterpret_cast<void*>(t[0].cast<Pointer>());
@@ -70,6 +70,7 @@ inline BackwardOutput backward_output(const py::tuple& t) {
   o.dw = mutable_floats(t[2].cast<Pointer>());
   o.sums = mutable_floats(t[3].cast<Pointer>());
   o.residual = activations(t[4].cast<Pointer>(), t[5].cast<int64_t>());
+  o.scales = t[6].cast<bool>();
   return o;
 }
 

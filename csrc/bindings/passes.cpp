@@ -85,6 +85,38 @@ void bind_max_pool2d(py::module_& m) {
         });
 }
 
+// (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+// counts_padding, dtype)
+AvgPool2dShape avg_pool2d_shape(const py::tuple& t) {
+  AvgPool2dShape s;
+  int64_t* sizes[] = {&s.images, &s.channels, &s.in_h, &s.in_w, &s.out_h, &s.out_w};
+  int* geometry[] = {&s.kernel_h, &s.kernel_w, &s.stride_h, &s.stride_w, &s.pad_h, &s.pad_w};
+  for (int i = 0; i < 6; ++i) *sizes[i] = t[i].cast<int64_t>();
+  for (int i = 0; i < 6; ++i) *geometry[i] = t[6 + i].cast<int>();
+  s.counts_padding = t[12].cast<bool>();
+  s.dtype = dtype_of(t[13].cast<int>());
+  return s;
+}
+
+void bind_avg_pool2d(py::module_& m) {
+  m.def("avg_pool2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
+                                 Pointer out, int64_t out_ld) {
+    AvgPool2dForward p{avg_pool2d_shape(shape), activations(x, x_ld), affine(prologue),
+                       reinterpret_cast<void*>(out), out_ld};
+    launch(kernels().avg_pool2d_forward, p);
+  });
+  m.def("avg_pool2d_backward", [](const py::tuple& shape, Pointer grad, int64_t grad_ld,
+                                  const py::tuple& input, Pointer dx, int64_t dx_ld, Pointer sums) {
+    AvgPool2dBackward p{avg_pool2d_shape(shape),
+                        activations(grad, grad_ld),
+                        backward_input(input),
+                        reinterpret_cast<void*>(dx),
+                        dx_ld,
+                        mutable_floats(sums)};
+    launch(kernels().avg_pool2d_backward, p);
+  });
+}
+
 // (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
 DropoutMask dropout_mask(const py::tuple& t) {
   DropoutMask m;
@@ -131,6 +163,7 @@ void bind_dropout(py::module_& m) {
 void bind_passes(py::module_& m) {
   bind_affine_act(m);
   bind_max_pool2d(m);
+  bind_avg_pool2d(m);
   bind_dropout(m);
 }
 

@@ -18,8 +18,9 @@ namespace fastcnn {
   apply(gemm_pack) apply(pointwise_forward) apply(pointwise_backward) apply(conv2d) apply(conv2d_backward) \
       apply(separable) apply(inverted_residual)
 #define FASTCNN_OTHER_KERNELS(apply)                                                                         \
-  apply(group_conv2d) apply(depthwise_forward) apply(depthwise_backward) apply(max_pool2d) apply(affine_act) \
-      apply(affine_act_backward) apply(dropout) apply(squash) apply(capsule_forward) apply(capsule_backward)
+  apply(group_conv2d) apply(depthwise_forward) apply(depthwise_backward) apply(max_pool2d) apply(avg_pool2d) \
+      apply(affine_act) apply(affine_act_backward) apply(dropout) apply(squash) apply(capsule_forward)       \
+          apply(capsule_backward)
 
 #define FASTCNN_DECLARE_KERNEL(name) void register_##name(Kernels&);
 #define FASTCNN_REGISTER_KERNEL(name) register_##name(k);

@@ -42,9 +42,13 @@ struct DxSink : RegisterSink {
     return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
   }
 
-  // What is stored: the gradient plus the residual.
-  V stored(V g, int64_t row, int64_t column, int64_t n) const {
+  // What is stored: the gradient, with its scale if it is asked for, plus the residual.
+  V stored(V g, V scale, int64_t row, int64_t column, int64_t n) const {
+    if (p.output.scales) g = mul(g, scale);
     return p.output.residual.data ? add(g, load_upto(residual(row, column), n)) : g;
+  }
+  V scale_at(int64_t column, int64_t n) const {
+    return p.input.affine.scale ? load_upto(p.input.affine.scale + column, n) : set(1.0f);
   }
   const T* residual(int64_t row, int64_t column) const {
     return static_cast<const T*>(p.output.residual.data) +
@@ -69,7 +73,7 @@ struct DxSink : RegisterSink {
     const ScaleShiftAct& pre = p.input.affine;
     for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
       const int64_t at = column + v, n = p.k - at;
-      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero();
+      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero(), scale = scale_at(at, n);
       Totals totals;
       for (int64_t r = 0; r < rows; ++r) {
         V g = load(c + r * ldc + v);
@@ -78,7 +82,7 @@ struct DxSink : RegisterSink {
           if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
           totals.add(g, sub(value, mean));
         }
-        store_upto(dx(row + r, at), stored(g, row + r, at, n), n);
+        store_upto(dx(row + r, at), stored(g, scale, row + r, at, n), n);
       }
       totals.save(*this, at, row);
     }
@@ -90,7 +94,7 @@ struct DxSink : RegisterSink {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = column + v * kLanes;
-      if (!pre.act && !sums) {
+      if (!pre.act && !sums && !p.output.scales) {
         if (p.output.residual.data) {
 #pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) acc[r][v] = add(acc[r][v], load(residual(row + r, at)));
@@ -100,15 +104,14 @@ struct DxSink : RegisterSink {
         continue;
       }
       const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
-      const V scale = pre.scale ? load(pre.scale + at) : set(1.0f),
-              shift = pre.shift ? load(pre.shift + at) : zero();
+      const V scale = scale_at(at, kLanes), shift = pre.shift ? load(pre.shift + at) : zero();
       Totals totals;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const V value = load(x(row + r, at));
         if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
         totals.add(acc[r][v], sub(value, mean));
-        store(dx(row + r, at), stored(acc[r][v], row + r, at, kLanes));
+        store(dx(row + r, at), stored(acc[r][v], scale, row + r, at, kLanes));
       }
       totals.save(*this, at, row);
     }

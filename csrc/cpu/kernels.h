@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ops/affine_act.h"
+#include "ops/avg_pool2d.h"
 #include "ops/capsule.h"
 #include "ops/conv2d.h"
 #include "ops/depthwise.h"
@@ -35,6 +36,8 @@ struct Kernels {
   void (*inverted_residual_forward)(const InvertedResidualForward&) = nullptr;
   void (*max_pool2d_forward)(const MaxPool2dForward&) = nullptr;
   void (*max_pool2d_backward)(const MaxPool2dBackward&) = nullptr;
+  void (*avg_pool2d_forward)(const AvgPool2dForward&) = nullptr;
+  void (*avg_pool2d_backward)(const AvgPool2dBackward&) = nullptr;
   void (*affine_act_forward)(const AffineActForward&) = nullptr;
   void (*affine_act_sums)(const AffineActSums&) = nullptr;
   void (*affine_act_data_gradient)(const AffineActDataGradient&) = nullptr;

@@ -56,13 +56,15 @@ struct BackwardInput {
 };
 
 // Where a backward writes; null is not asked for. sums is [2, K]: sum dx, sum dx * (x - mean), before the
-// residual, another gradient of x, is added to dx.
+// residual, another gradient of x, is added to dx. With `scales` dx is the gradient before the prologue's
+// scale, but for what statistics of x pass on: their share needs the sums.
 struct BackwardOutput {
   void* dx = nullptr;
   int64_t dx_ld = 0;
   float* dw = nullptr;
   float* sums = nullptr;
   Activations residual;
+  bool scales = false;
 };
 
 }  // namespace fastcnn

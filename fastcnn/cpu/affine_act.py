@@ -9,20 +9,28 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.ops.layout import pixel_stride, to_nhwc
+from fastcnn.ops.registry import Mutable
 
 
 def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """As fastcnn.ops.affine_act.affine_act_fwd."""
+    out = empty_nhwc(*y.shape, like=y)
+    affine_act_into(out, y, scale, shift, act, residual)
+    return out
+
+
+def affine_act_into(
+    out: Mutable, y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
+) -> None:
+    """As fastcnn.ops.affine_act.affine_act_into."""
     y = to_nhwc(y)
     residual = None if residual is None else to_nhwc(residual)
     scale, shift = floats(scale), floats(shift)
     n, channels, h, w = y.shape
-    out = empty_nhwc(n, channels, h, w, like=y)
     native.module().affine_act_forward(
         n * h * w, channels, DTYPE_CODES[y.dtype], y.data_ptr(), pixel_stride(y),
         epilogue(scale, shift, act, residual, out),
     )  # fmt: skip
-    return out
 
 
 def affine_act_sums(

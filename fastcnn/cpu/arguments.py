@@ -22,12 +22,12 @@ def floats(v: Tensor | None) -> Tensor | None:
     return v.detach().to(torch.float32).contiguous()
 
 
-def backward_output(dx: Tensor | None, dw: Tensor | None, sums: Tensor | None, residual: Tensor | None = None) -> tuple:
+def backward_output(
+    dx: Tensor | None, dw: Tensor | None, sums: Tensor | None, residual: Tensor | None = None, scales: bool = False
+) -> tuple:
     """A BackwardOutput; None is not asked for."""
-    ld = 0 if dx is None else dx.shape[1]
-    return (
-        pointer(dx), ld, pointer(dw), pointer(sums), pointer(residual), 0 if residual is None else pixel_stride(residual)
-    )  # fmt: skip
+    ld, residual_ld = (0 if t is None else pixel_stride(t) for t in (dx, residual))
+    return pointer(dx), ld, pointer(dw), pointer(sums), pointer(residual), residual_ld, scales
 
 
 def epilogue(

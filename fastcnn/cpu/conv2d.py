@@ -12,6 +12,7 @@ from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, source
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
 _ONE = (1, 1)
@@ -61,19 +62,46 @@ def conv2d_fwd(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.conv2d.conv2d_fwd; the weight may be packed (by pack_conv2d)."""
+    n, _, *kernel = weight.shape
+    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    y = empty_nhwc(x.shape[0], n, *size, like=x)
+    mean, var = conv2d_into(
+        y, x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual,
+        stride, padding, dilation, groups, stats,
+    )  # fmt: skip
+    return y, mean, var
+
+
+def conv2d_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor | PackedWeight,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """As fastcnn.ops.conv2d.conv2d_into; the weight may be packed (by pack_conv2d)."""
     x = to_nhwc(x)
     residual = None if residual is None else to_nhwc(residual)
     in_scale, in_shift, out_scale, out_shift = map(floats, (in_scale, in_shift, out_scale, out_shift))
     n, _, *kernel = weight.shape
-    shape = _shape(x, n, kernel, stride, padding, dilation, groups)
-    y = empty_nhwc(x.shape[0], n, shape[5], shape[6], like=x)
     mean, var = statistics(n, stats, x)
     packed = weight.bytes() if isinstance(weight, PackedWeight) else _pack(weight, groups, x.dtype)
     native.module().conv2d_forward(
-        shape, x.data_ptr(), pixel_stride(x), (pointer(in_scale), pointer(in_shift), in_act), packed.data_ptr(),
-        epilogue(out_scale, out_shift, out_act, residual, y, mean if stats else None, var),
+        _shape(x, n, kernel, stride, padding, dilation, groups), x.data_ptr(), pixel_stride(x),
+        (pointer(in_scale), pointer(in_shift), in_act), packed.data_ptr(),
+        epilogue(out_scale, out_shift, out_act, residual, out, mean if stats else None, var),
     )  # fmt: skip
-    return y, mean, var
+    return mean, var
 
 
 def conv2d_bwd(

@@ -2,6 +2,7 @@
 
 from fastcnn.nn.capsules import CapsuleLinear, MarginLoss, PrimaryCaps
 from fastcnn.nn.conv_bn_act import ConvBNAct
+from fastcnn.nn.dense import DenseBlock, DenseLayer, Transition
 from fastcnn.nn.depthwise_conv2d import DepthwiseConv2d
 from fastcnn.nn.dropout import Dropout, Dropout2d, DropPath
 from fastcnn.nn.folded import FoldedChain
@@ -17,6 +18,8 @@ __all__ = [
     "Bottleneck",
     "CapsuleLinear",
     "ConvBNAct",
+    "DenseBlock",
+    "DenseLayer",
     "DepthwiseConv2d",
     "DropPath",
     "Dropout",
@@ -30,5 +33,6 @@ __all__ = [
     "PrimaryCaps",
     "SeparableConv2d",
     "SyncBatchNorm2d",
+    "Transition",
     "convert_sync_batchnorm",
 ]

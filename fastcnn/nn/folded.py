@@ -153,8 +153,8 @@ class FoldedChain(nn.Module):
         head = (buffers["in_scale"], buffers["in_shift"], self.in_act)
         return inference.steps(self.geometries, weights, epilogues, head)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The chain's output, in the weights' dtype.
+    def forward(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The chain's output, in the weights' dtype; with ``out``, a channel slice of an NHWC buffer, it is written there.
 
         Raises:
             ValueError: x has another rank or number of channels, or too few pixels.
@@ -172,7 +172,7 @@ class FoldedChain(nn.Module):
             plan = self._build()
             if not torch.compiler.is_compiling():
                 plan = self._plan = inference.pack(plan, self.dtype)
-        return inference.run(x, plan, residual)
+        return inference.run(x, plan, residual, out)
 
     def _too_small(self, shape: Sequence[int]) -> bool:
         return shape[2] < self.least_size[0] or shape[3] < self.least_size[1]

@@ -41,12 +41,14 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 class Unit(NamedTuple):
     """One convolution of a fused layer as its submodules: what `conv_chain` calls a Conv.
 
-    Two convolutions are a depthwise, then a pointwise, with nothing between; none, as a chain's first, a pre-activation.
+    Two convolutions are a depthwise, then a pointwise, with nothing between; none, as a chain's first, a pre-activation,
+    or with ``pool`` the average of windows of so many pixels along both axes.
     """
 
     convs: tuple[nn.Conv2d, ...]
     norm: nn.BatchNorm2d | None = None
     act: str = "none"
+    pool: int = 0
 
 
 def activation_name(module: nn.Module | None) -> str:
@@ -127,6 +129,8 @@ def frozen_batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
 def _conv(unit: Unit, frozen: bool) -> Conv:
     norm = unit.norm
     applied = None if norm is None else frozen_batch_norm(norm) if frozen else batch_norm(norm)
+    if unit.pool:
+        return Conv("average", stride=(unit.pool, unit.pool))
     if not unit.convs:
         return Conv("identity", norm=applied, act=unit.act)
     first = unit.convs[0]

@@ -8,6 +8,7 @@ from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
 from fastcnn.ops.conv_bn_act import conv_bn_act
 from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, conv_chain
+from fastcnn.ops.dense_block import DenseLayer, dense_block
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
 from fastcnn.ops.dropout import drop_path, dropout, dropout2d
 from fastcnn.ops.inverted_residual import inverted_residual
@@ -20,11 +21,13 @@ __all__ = [
     "Affine",
     "BatchNorm",
     "Conv",
+    "DenseLayer",
     "affine_act",
     "capsule_votes_routing",
     "conv2d",
     "conv_bn_act",
     "conv_chain",
+    "dense_block",
     "depthwise_conv2d",
     "drop_path",
     "dropout",

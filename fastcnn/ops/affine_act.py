@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcnn.ops import activations
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import epilogue, gradient_prologue, gradient_sums, statistics
-from fastcnn.ops.registry import register
+from fastcnn.ops.registry import Mutable, register
 
 
 def _forward_fake(y, scale, shift, act, residual):
@@ -40,6 +40,18 @@ def _statistics_fake(x):
 def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """act(scale * y + shift) + residual, in y's dtype, NHWC; act may be AFTER_RESIDUAL."""
     return epilogue(y, scale, shift, act, residual, False)[0].clone(memory_format=torch.channels_last)
+
+
+def _into_fake(out, y, scale, shift, act, residual):
+    return None
+
+
+@register(_into_fake)
+def affine_act_into(
+    out: Mutable, y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
+) -> None:
+    """affine_act_fwd with its output written to ``out``, which may be a channel slice of an NHWC buffer."""
+    out.copy_(affine_act_fwd(y, scale, shift, act, residual))
 
 
 @register(_sums_fake)

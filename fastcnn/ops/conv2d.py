@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastcnn.ops import activations
 from fastcnn.ops.conv_chain import Conv, conv_chain
-from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
+from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
-from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.registry import Mutable, Pair, register
 from fastcnn.ops.validation import HALVES, Labels, pair
 
 
@@ -51,6 +51,40 @@ def conv2d_fwd(
     core = _core_dtype(x)
     y = F.conv2d(a.to(core), weight.to(a.dtype).to(core), None, stride, padding, dilation, groups).to(x.dtype)
     return epilogue(y, out_scale, out_shift, out_act, residual, stats)
+
+
+def _into_fake(out, x, *rest):
+    return statistics_fake(out.shape[1], x, rest[-1])
+
+
+@register(_into_fake)
+def conv2d_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """conv2d_fwd with its output written to ``out``, a channel slice of an NHWC buffer that x may be another slice of.
+
+    Returns mean, var.
+    """
+    y, mean, var = conv2d_fwd(
+        x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual,
+        stride, padding, dilation, groups, stats,
+    )  # fmt: skip
+    out.copy_(y)
+    return mean, var
 
 
 @register(_backward_fake)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations, inference
 from fastcnn.ops.distributed import merge_statistics
-from fastcnn.ops.layout import accumulation_dtype, conv_out_size, to_nhwc
+from fastcnn.ops.layout import accumulation_dtype, autocast, conv_out_size, to_nhwc
 from fastcnn.ops.normalisation import (
     Affine,
     Applied,
@@ -271,13 +271,6 @@ def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
     return counts
 
 
-def _autocast(x: Tensor) -> Tensor:
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
-
-
 def conv_chain(
     x: Tensor,
     convs: Sequence[Conv],
@@ -303,7 +296,7 @@ def conv_chain(
         ValueError: batch statistics of a single value per channel.
     """
     check_chain(x, convs, in_act, residual, labels, act_after_residual)
-    given, x = x, to_nhwc(_autocast(x))
+    given, x = x, to_nhwc(autocast(x))
     if residual is not None:
         residual = x if residual is given else to_nhwc(residual.to(x.dtype))
     if in_act not in ("none", None):

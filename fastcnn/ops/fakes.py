@@ -10,6 +10,12 @@ from fastcnn.ops.layout import accumulation_dtype, conv_out_size, empty_nhwc
 Pair = tuple[int, int]
 
 
+def statistics_fake(channels: int, x: Tensor, stats: bool) -> tuple[Tensor, Tensor]:
+    """Mean and var of an output of so many channels."""
+    mean = torch.empty(channels if stats else 0, dtype=accumulation_dtype(x), device=x.device)
+    return mean, torch.empty_like(mean)
+
+
 def convolution_fake(
     x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,9 +23,7 @@ def convolution_fake(
     kernel = weight.shape[2:]
     size = [conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
     y = empty_nhwc(x.shape[0], weight.shape[0], size[0], size[1], like=x)
-    channels = weight.shape[0] if stats else 0
-    mean = torch.empty(channels, dtype=accumulation_dtype(x), device=x.device)
-    return y, mean, torch.empty_like(mean)
+    return y, *statistics_fake(weight.shape[0], x, stats)
 
 
 def convolution_backward_fake(

@@ -36,9 +36,15 @@ def _name(op: Callable) -> str:
     return op._schema.name.removeprefix("fastcnn::")
 
 
-def _run_packed(step: Step, x: Tensor, residual: Tensor | None) -> Tensor | tuple | None:
+# Those that can write into a slice of a buffer, and the primitive that does.
+_INTO = {"pointwise_fwd": "pointwise_into", "conv2d_fwd": "conv2d_into"}
+
+
+def _run_packed(step: Step, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor | tuple | None:
     """The step on the CPU backend with its packed weights, or None where another backend is chosen."""
     name, args = _name(step.op), (x, *step.packed, residual, *step.after)
+    if out is not None:
+        name, args = _INTO[name], (out, *args)
     if backends.selected(name, args) != "cpu":
         return None
     return backends.choose(name, args)(*args)
@@ -95,13 +101,29 @@ def steps(geometries: Sequence, weights: Sequence, epilogues: Sequence, head: tu
     return result
 
 
-def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None) -> Tensor:
-    """The chain's output [N, C, P, Q]; every normalisation and activation is an epilogue, nothing is saved."""
+def _run_into(out: Tensor, x: Tensor, step: Step, residual: Tensor | None) -> None:
+    """The step with its output in a slice."""
+    name = _name(step.op)
+    if name not in _INTO:
+        y = step.op(x, *step.before, residual, *step.after)
+        ops.affine_act_into(out, y if isinstance(y, Tensor) else y[0], None, None, activations.NONE, None)
+    elif torch.compiler.is_compiling() or step.packed is None or _run_packed(step, x, residual, out) is None:
+        getattr(ops, _INTO[name])(out, x, *step.before, residual, *step.after)
+
+
+def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """The chain's output [N, C, P, Q]; every normalisation and activation is an epilogue, nothing is saved.
+
+    With ``out``, a channel slice of an NHWC buffer, the output is written there.
+    """
     last = len(plan) - 1
     compiling = torch.compiler.is_compiling()
     for i, step in enumerate(plan):
         tail = residual if i == last else None
-        y = None if compiling or step.packed is None else _run_packed(step, x, tail)
+        if out is not None and i == last:
+            _run_into(out, x, step, tail)
+            return out
+        y = None if compiling or step.packed is None else _run_packed(step, x, tail, None)
         if y is None:
             y = step.op(x, *step.before, tail, *step.after)
         x = y if isinstance(y, Tensor) else y[0]

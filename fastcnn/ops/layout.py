@@ -49,3 +49,11 @@ def conv_out_size(size: int, kernel: int, stride: int, padding: int, dilation: i
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The dtype of statistics and sums: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for on its device."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x

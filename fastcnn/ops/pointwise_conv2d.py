@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
 from fastcnn.ops.conv_chain import Conv, conv_chain
-from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake
-from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
+from fastcnn.ops.registry import Mutable, Pair, register
 from fastcnn.ops.validation import Labels, pair
 
 
@@ -41,6 +41,33 @@ def pointwise_fwd(
     )  # fmt: skip
 
 
+def _forward_into_fake(out, x, *rest):
+    return statistics_fake(out.shape[1], x, rest[-1])
+
+
+@register(_forward_into_fake)
+def pointwise_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """pointwise_fwd with its output written to ``out``, a channel slice of an NHWC buffer. Returns mean, var."""
+    y, mean, var = pointwise_fwd(
+        x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual, stride, stats
+    )
+    out.copy_(y)
+    return mean, var
+
+
 @register(_backward_fake)
 def pointwise_bwd(
     grad: Tensor,
@@ -66,6 +93,42 @@ def pointwise_bwd(
         grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, residual,
         stride, (0, 0), (1, 1), 1, need_dx, need_dw, need_sums,
     )  # fmt: skip
+
+
+def _into_fake(dx, grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, *rest):
+    _, dw, sums = convolution_backward_fake(grad, x, weight, False, *rest)
+    return dw, sums
+
+
+@register(_into_fake)
+def pointwise_bwd_into(
+    dx: Mutable,
+    grad: Tensor,
+    y: Tensor | None,
+    y_scale: Tensor | None,
+    y_shift: Tensor | None,
+    y_act: int,
+    coef: Tensor | None,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_shift: Tensor | None,
+    x_act: int,
+    x_mean: Tensor | None,
+    weight: Tensor,
+    need_dw: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor]:
+    """pointwise_bwd of stride 1 that adds x_scale * dx to ``dx``, a channel slice of an NHWC buffer. Returns dw, sums.
+
+    What is added is the gradient of x, but for the share of x's batch statistics: that is affine in x per channel, needs
+    the sums, and is left to the reader of the buffer (dense_block).
+    """
+    own, dw, sums = pointwise_bwd(
+        grad, y, y_scale, y_shift, y_act, coef, x, x_scale, x_shift, x_act, x_mean, weight, None,
+        (1, 1), True, need_dw, need_sums,
+    )  # fmt: skip
+    dx.add_(own if x_scale is None else (own * x_scale.view(1, -1, 1, 1)).to(dx.dtype))
+    return dw, sums
 
 
 _LABELS = (Labels(),)

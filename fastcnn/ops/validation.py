@@ -16,6 +16,8 @@ from fastcnn.ops.layout import conv_out_size
 
 if TYPE_CHECKING:
     from fastcnn.ops.conv_chain import Conv
+    from fastcnn.ops.dense_block import DenseLayer
+    from fastcnn.ops.normalisation import Affine, BatchNorm
 
 Pair = tuple[int, int]
 
@@ -140,8 +142,8 @@ def _bad_vector(t: Tensor | None, name: str, channels: int, x: Tensor) -> None:
         _bad_shape(t, name, f"[{channels}]")
 
 
-def _check_norm(conv: Conv, labels: Labels, channels: int, x: Tensor) -> None:
-    norm, device = conv.norm, x.device
+def _check_norm(norm: Affine | BatchNorm, labels: Labels, channels: int, x: Tensor) -> None:
+    device = x.device
     names: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
     if len(norm) == 2:  # Affine
         names = (labels.scale, labels.shift)
@@ -226,7 +228,7 @@ def check_chain(
                 f" its {kernel[0]} x {kernel[1]} kernel with padding {conv.padding} and dilation {conv.dilation}"
             )
         if conv.norm is not None:
-            _check_norm(conv, names, channels, x)
+            _check_norm(conv.norm, names, channels, x)
         if conv.bias is not None:
             _bad_vector(conv.bias, names.bias, channels, x)
         check_activation(conv.act, names.act)
@@ -236,3 +238,30 @@ def check_chain(
         _bad_tensor(residual, "residual", x)
     if residual.shape != (n, channels, *size):
         _bad_shape(residual, "residual", f"the output's {[n, channels, *size]}")
+
+
+def check_dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float) -> None:
+    """Raises unless dense_block(x, layers, drop_rate) is defined.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that cannot be.
+        ValueError: a shape, a device or a drop_rate that cannot be.
+    """
+    check_input(x)
+    if not layers:
+        raise ValueError("layers: got no layer, expected at least one")
+    if not (isinstance(drop_rate, (int, float)) and 0 <= drop_rate <= 1):
+        raise ValueError(f"drop_rate: got {drop_rate!r}, expected a probability from 0 to 1")
+    channels, growth = x.shape[1], None
+    for i, layer in enumerate(layers):
+        at = f"layers[{i}]"
+        for name in ("weight1", "weight2"):
+            _check_weight(getattr(layer, name), f"{at}.{name}", x)
+        _check_norm(layer.norm1, Labels(norm=f"{at}.norm1"), channels, x)
+        middle = _check_pointwise(layer.weight1, f"{at}.weight1", channels)
+        _check_norm(layer.norm2, Labels(norm=f"{at}.norm2"), middle, x)
+        shape = tuple(layer.weight2.shape)
+        growth = shape[0] if growth is None and shape else growth
+        if shape != (growth, middle, 3, 3):
+            _bad_shape(layer.weight2, f"{at}.weight2", f"[{growth}, {middle}, 3, 3]")
+        channels += growth

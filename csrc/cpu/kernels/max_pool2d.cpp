@@ -2,19 +2,10 @@
 #include "cpu/by_dtype.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
+#include "cpu/pool_windows.h"
 
 namespace fastcnn {
 namespace {
-
-struct Window {
-  int64_t first, last;
-
-  Window(int64_t out, int kernel, int stride, int pad, int64_t size) {
-    first = out * stride - pad;
-    last = first + kernel < size ? first + kernel : size;
-    if (first < 0) first = 0;
-  }
-};
 
 template <class T, bool kIndexed>
 void forward_row(const MaxPool2dForward& p, int64_t row) {
@@ -43,18 +34,6 @@ void forward_row(const MaxPool2dForward& p, int64_t row) {
     }
   }
 }
-
-// Output positions whose windows reach an input position.
-struct Reach {
-  int64_t first, last;
-
-  Reach(int64_t in, int kernel, int stride, int pad, int64_t size) {
-    const int64_t begin = in + pad - kernel + 1;
-    first = begin > 0 ? ceil_div(begin, stride) : 0;
-    last = (in + pad) / stride + 1;
-    if (last > size) last = size;
-  }
-};
 
 template <class T>
 void backward_row(const MaxPool2dBackward& b, int64_t row) {
