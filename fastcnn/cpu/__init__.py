@@ -18,6 +18,7 @@ from fastcnn.cpu.affine_act import (
     residual_act_bwd,
 )
 from fastcnn.cpu.arguments import floats
+from fastcnn.cpu.avg_pool2d import avg_pool2d_bwd, avg_pool2d_fwd
 from fastcnn.cpu.capsule_routing import capsule_routing_bwd, capsule_routing_fwd
 from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, conv2d_into, pack_conv2d
 from fastcnn.cpu.dense_block import widened
@@ -31,11 +32,12 @@ from fastcnn.cpu.separable_conv2d import inverted_residual_fwd, separable_fwd
 from fastcnn.cpu.squash import squash_bwd, squash_fwd
 
 __all__ = [
-    "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_into", "affine_act_sums", "capsule_routing_bwd",
-    "capsule_routing_fwd", "channel_statistics", "conv2d_bwd", "conv2d_fwd", "conv2d_into", "depthwise_bwd", "depthwise_fwd",
-    "dropout_bwd", "dropout_fwd", "dropout_inplace", "inverted_residual_fwd", "max_pool2d_bwd", "max_pool2d_fwd",
-    "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_bwd_into", "pointwise_fwd", "pointwise_into", "residual_act_bwd", "separable_fwd",
-    "squash_bwd", "squash_fwd", "widened",
+    "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_into", "affine_act_sums", "avg_pool2d_bwd",
+    "avg_pool2d_fwd", "capsule_routing_bwd", "capsule_routing_fwd", "channel_statistics", "conv2d_bwd", "conv2d_fwd",
+    "conv2d_into", "depthwise_bwd", "depthwise_fwd", "dropout_bwd", "dropout_fwd", "dropout_inplace",
+    "inverted_residual_fwd", "max_pool2d_bwd", "max_pool2d_fwd", "pack_conv2d", "pack_pointwise", "pointwise_bwd",
+    "pointwise_bwd_into", "pointwise_fwd", "pointwise_into", "residual_act_bwd", "separable_fwd", "squash_bwd",
+    "squash_fwd", "widened",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -121,9 +121,7 @@ def _grouped(
     return f"{faster} in {str(x.dtype).removeprefix('torch.')} are measured faster there"
 
 
-def _few_channels(
-    x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> str | None:
+def _few_channels(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> str | None:
     if groups > 1 or weight.shape[1] > _FEW_CHANNELS or tuple(weight.shape[2:]) == (1, 1):
         return None
     if not isinstance(weight, Tensor) or not (weight.shape[0] <= _FEW_OUTPUTS or max(stride) > 1):

@@ -1,6 +1,14 @@
 """The model zoo: classic convolutional networks with their reference implementation's state_dict keys."""
 
 from fastcnn.models.capsnet import CapsNet, capsnet, capsnet_cifar
+from fastcnn.models.densenet import DenseNet, densenet121, densenet161, densenet169, densenet201, densenet264
+from fastcnn.models.densenet_cifar import (
+    CIFARDenseNet,
+    densenet_bc40_12,
+    densenet_bc100_12,
+    densenet_bc190_40,
+    densenet_bc250_24,
+)
 from fastcnn.models.lenet import LeNet5, lenet5
 from fastcnn.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from fastcnn.models.registry import InputFormat, create_model, image_size, input_format, list_models
@@ -22,9 +30,11 @@ from fastcnn.models.xception import Xception, xception
 
 __all__ = [
     "VGG",
+    "CIFARDenseNet",
     "CIFARResNet",
     "CIFARWideResNet",
     "CapsNet",
+    "DenseNet",
     "InputFormat",
     "LeNet5",
     "MobileNetV2",
@@ -33,6 +43,15 @@ __all__ = [
     "capsnet",
     "capsnet_cifar",
     "create_model",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "densenet_bc40_12",
+    "densenet_bc100_12",
+    "densenet_bc190_40",
+    "densenet_bc250_24",
     "image_size",
     "input_format",
     "lenet5",

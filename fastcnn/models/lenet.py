@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import MaxPool2d
+from fastcnn.nn import AvgPool2d, MaxPool2d
 from fastcnn.nn.sequential import fold_layers, run_layers
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-POOLS = {"avg": nn.AvgPool2d, "max": MaxPool2d}
+POOLS = {"avg": AvgPool2d, "max": MaxPool2d}
 
 
 class LeNet5(nn.Module):

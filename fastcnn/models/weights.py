@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -118,14 +118,20 @@ def _check(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             raise ValueError(f"weights: {source!r}: {key} contains {kind}, expected finite numbers")
 
 
-def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> nn.Module:
+def load_weights(
+    model: nn.Module, source: str | os.PathLike[str], renamed: Callable[[str], str] | None = None
+) -> nn.Module:
     """Puts a file's weights into a model with the same keys, in place, and returns it.
+
+    ``renamed`` makes the model's keys of those that published files have.
 
     Raises:
         ValueError: a missing or unexpected key, another shape, NaN or infinity, a damaged file; names file and key.
         OSError: the file is not there or cannot be fetched.
     """
     state = load(source)
+    if renamed is not None:
+        state = {renamed(key): value for key, value in state.items()}
     _check(model, state, os.fspath(source))
     model.load_state_dict(state, strict=False)  # strict but for num_batches_tracked, which _check lets be absent
     return model

@@ -1,5 +1,6 @@
 """Drop-in layers over the fused ops: torch's arguments, torch's state_dict keys."""
 
+from fastcnn.nn.avg_pool2d import AvgPool2d
 from fastcnn.nn.capsules import CapsuleLinear, MarginLoss, PrimaryCaps
 from fastcnn.nn.conv_bn_act import ConvBNAct
 from fastcnn.nn.dense import DenseBlock, DenseLayer, Transition
@@ -14,6 +15,7 @@ from fastcnn.nn.sequential import FusedSequential
 from fastcnn.nn.sync_batch_norm import SyncBatchNorm2d, convert_sync_batchnorm
 
 __all__ = [
+    "AvgPool2d",
     "BasicBlock",
     "Bottleneck",
     "CapsuleLinear",

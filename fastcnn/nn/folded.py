@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.ops import Affine, BatchNorm, Conv, activations, inference
 from fastcnn.ops.layout import to_nhwc
+from fastcnn.ops.validation import kernel_of
 
 Pair = tuple[int, int]
 
@@ -120,29 +121,29 @@ class FoldedChain(nn.Module):
     ) -> None:
         super().__init__()
         pre, convs = (convs[0], convs[1:]) if convs[0].op == "identity" else (Conv("identity", act=in_act), convs)
+        weighted = next(conv for conv in convs if conv.weights)
         for name, value in zip(("in_scale", "in_shift"), _affine64(pre)):
-            self.register_buffer(name, None if value is None else value.detach().to(_vector_dtype(convs[0], dtype)))
+            self.register_buffer(name, None if value is None else value.detach().to(_vector_dtype(weighted, dtype)))
         self.in_act = activations.code(pre.act)
         geometries = []
         for i, conv in enumerate(convs):
-            weights, shift = fold(conv, dtype)
+            weights, shift = fold(conv, dtype) if conv.weights else ([None], None)
             self.register_buffer(f"weight{i}", weights[0])
             self.register_buffer(f"weight{i}b", weights[1] if len(weights) > 1 else None)
             self.register_buffer(f"shift{i}", shift)
-            kernel = tuple(weights[0].shape[2:])
             where = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            geometries.append(_Geometry(conv.op, *where, activations.code(conv.act), kernel))
+            geometries.append(_Geometry(conv.op, *where, activations.code(conv.act), kernel_of(conv)))
         if act_after_residual:
             geometries[-1] = geometries[-1]._replace(act=geometries[-1].act + activations.AFTER_RESIDUAL)
         self.geometries = tuple(geometries)
-        self.in_channels = _in_channels(convs[0])
+        self.in_channels = _in_channels(weighted)
         self.least_size = (_least_size(geometries, 0), _least_size(geometries, 1))
         self._plan: list[inference.Step] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and of the input that forward takes."""
-        return self.weight0.dtype
+        return next(b.dtype for name, b in self._buffers.items() if name.startswith("weight") and b is not None)
 
     def _build(self) -> list[inference.Step]:
         """The primitives to call with their tensors: the one place where weights meet kernels."""
@@ -201,14 +202,14 @@ class FoldedChain(nn.Module):
         """Channels, ops, activations and dtype."""
         steps = []
         for i, g in enumerate(self.geometries):
-            weight = self._buffers[f"weight{i}b"]
-            channels = (self._buffers[f"weight{i}"] if weight is None else weight).shape[0]
+            weights = (self._buffers[f"weight{i}b"], self._buffers[f"weight{i}"])
+            channels = next((f" {w.shape[0]}" for w in weights if w is not None), "")
             kernel = "" if g.kernel == (1, 1) else f" {g.kernel[0]}x{g.kernel[1]}"
             stride = "" if g.stride == (1, 1) else f"/{g.stride[0]}"
             after = g.act & activations.AFTER_RESIDUAL
             name = activations.NAMES[g.act - after]
             act = "" if name == "none" else f" {'+ residual ' if after else ''}{name}"
-            steps.append(f"{g.op}{kernel}{stride} {channels}{act}")
+            steps.append(f"{g.op}{kernel}{stride}{channels}{act}")
         norm = "" if self.in_scale is None and self.in_shift is None else "norm "
         head = f"{norm}{activations.NAMES[self.in_act]}, " if norm or self.in_act else ""
         return f"{self.in_channels} -> {head}{', '.join(steps)}, dtype={str(self.dtype).removeprefix('torch.')}"

@@ -4,6 +4,7 @@
 """
 
 from fastcnn.ops import affine_act
+from fastcnn.ops.avg_pool2d import avg_pool2d
 from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
 from fastcnn.ops.conv_bn_act import conv_bn_act
@@ -23,6 +24,7 @@ __all__ = [
     "Conv",
     "DenseLayer",
     "affine_act",
+    "avg_pool2d",
     "capsule_votes_routing",
     "conv2d",
     "conv_bn_act",

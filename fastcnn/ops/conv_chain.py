@@ -31,7 +31,7 @@ from fastcnn.ops.normalisation import (
     update_running_statistics,
 )
 from fastcnn.ops.rematerialization import input_of, is_remade, output_of, release, saved
-from fastcnn.ops.validation import Labels, check_chain
+from fastcnn.ops.validation import Labels, check_chain, kernel_of
 
 Pair = tuple[int, int]
 ops = torch.ops.fastcnn
@@ -41,8 +41,9 @@ ops = torch.ops.fastcnn
 class Conv:
     """One convolution of a chain, then its bias, then its normalisation, then its activation.
 
-    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise), "conv2d" or, as the first of a chain,
-    "identity" (no weights): the input's own normalisation and activation, before the first convolution or alone.
+    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise), "conv2d", "average" (no weights: the mean
+    of windows as large as the stride) or, as the first of a chain, "identity" (no weights): the input's own normalisation
+    and activation, before the first convolution or alone.
     """
 
     op: str
@@ -84,6 +85,8 @@ def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool, epi
     head = (pre.scale, pre.shift, act)
     if g.op == "identity":
         return x, *(ops.channel_statistics(x) if stats else (None, None))
+    if g.op == "average":
+        return ops.avg_pool2d_fwd(x, *head, g.stride, g.stride, (0, 0), True), None, None
     if g.op == "pointwise":
         return ops.pointwise_fwd(x, weights[0], *head, *epilogue, g.stride, stats)
     geometry = (g.stride, g.padding, g.dilation)
@@ -109,6 +112,9 @@ def _convolve_backward(
             *upstream, *source, weights[0], residual, g.stride, need_dx, need_dw[0], need_sums
         )
         return dx, (dw, None), sums
+    if g.op == "average":
+        dx, sums = ops.avg_pool2d_bwd(upstream[0], *source, g.stride, g.stride, (0, 0), True, need_sums)
+        return _plus(dx, residual), (None, None), sums
     if g.op == "depthwise":
         dx, dw, sums = ops.depthwise_bwd(*upstream, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums)
         return _plus(dx, residual), (dw, None), sums
@@ -144,7 +150,7 @@ def _ends_in_epilogue(g: _Geometry, residual: Tensor | None) -> bool:
 
     The mask of its activation is then seen from the output.
     """
-    if g.op == "identity" or g.norm.name not in ("none", "affine"):
+    if g.op in ("identity", "average") or g.norm.name not in ("none", "affine"):
         return False
     act = g.act & ~activations.AFTER_RESIDUAL
     last = act == activations.NONE or residual is None or g.act != act
@@ -265,7 +271,7 @@ def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
     n, _, *size = x.shape
     counts = []
     for conv in convs:
-        kernel = conv.weights[0].shape[2:] if conv.weights else (1, 1)
+        kernel = kernel_of(conv)
         size = [conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)]
         counts.append(n * size[0] * size[1])
     return counts

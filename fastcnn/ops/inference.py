@@ -15,11 +15,15 @@ ops = torch.ops.fastcnn
 
 
 class Step(NamedTuple):
-    """One primitive over one, two or three convolutions: op(x, *before, residual, *after)."""
+    """One primitive over one, two or three convolutions: op(x, *before, residual, *after).
+
+    A pooling takes no residual.
+    """
 
     op: Callable
     before: tuple
     after: tuple
+    takes_residual: bool = True
     packed: tuple | None = None  # `before` with weights in the CPU backend's own layout
 
 
@@ -29,7 +33,10 @@ def pack(plan: Sequence[Step], dtype: torch.dtype) -> list[Step]:
 
     if cpu.unavailable() or dtype not in cpu.DTYPES:
         return list(plan)
-    return [s._replace(packed=cpu.pack_arguments(_name(s.op), s.before, s.after, dtype)) for s in plan]
+    return [
+        s._replace(packed=cpu.pack_arguments(_name(s.op), s.before, s.after, dtype)) if s.takes_residual else s
+        for s in plan
+    ]
 
 
 def _name(op: Callable) -> str:
@@ -66,6 +73,9 @@ def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, head: tuple) -> 
     first, (w0, w1) = gs[0], weights[0]
     where = (first.stride, first.padding, first.dilation)
     if len(gs) == 1:
+        if first.op == "average":
+            window = (first.stride, first.stride, (0, 0), True)
+            return Step(ops.avg_pool2d_fwd.default, head, window, takes_residual=False)
         if first.op == "pointwise":
             return Step(ops.pointwise_fwd.default, (w0, *head, *tails[0]), (first.stride, False))
         if first.op == "depthwise":
@@ -125,6 +135,6 @@ def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None, out: Tensor | 
             return out
         y = None if compiling or step.packed is None else _run_packed(step, x, tail, None)
         if y is None:
-            y = step.op(x, *step.before, tail, *step.after)
+            y = step.op(x, *step.before, *((tail,) if step.takes_residual else ()), *step.after)
         x = y if isinstance(y, Tensor) else y[0]
     return x

@@ -26,7 +26,7 @@ HALVES = (torch.bfloat16, torch.float16)
 MAX_DEPTHWISE_KERNEL = 31
 
 # How many weights each op takes.
-OPS = {"identity": 0, "pointwise": 1, "depthwise": 1, "separable": 2, "conv2d": 1}
+OPS = {"identity": 0, "pointwise": 1, "depthwise": 1, "separable": 2, "conv2d": 1, "average": 0}
 
 
 class Labels(NamedTuple):
@@ -166,7 +166,7 @@ def _check_weights(conv: Conv, labels: Labels, x: Tensor, channels: int) -> int:
         raise ValueError(f"weights of a {conv.op} convolution: got {len(weights)}, expected {OPS[conv.op]}")
     for w, name in zip(weights, labels.weights):
         _check_weight(w, name, x)
-    if conv.op == "identity":
+    if conv.op in ("identity", "average"):
         return channels
     name = labels.weights[0]
     if conv.op == "pointwise":
@@ -175,6 +175,13 @@ def _check_weights(conv: Conv, labels: Labels, x: Tensor, channels: int) -> int:
         return _check_general(weights[0], name, channels, conv.groups)
     channels = _check_depthwise(weights[0], name, channels)
     return channels if conv.op == "depthwise" else _check_pointwise(weights[1], labels.weights[1], channels)
+
+
+def kernel_of(conv: Conv) -> Pair:
+    """The window of one stage of a chain."""
+    if conv.weights:
+        return tuple(conv.weights[0].shape[2:])
+    return conv.stride if conv.op == "average" else (1, 1)
 
 
 def check_input(x: Tensor) -> None:
@@ -208,6 +215,12 @@ def check_chain(
         raise ValueError("convs: got no convolution, expected at least one")
     if any(conv.op == "identity" for conv in convs[1:]):
         raise ValueError("convs: got an identity after a convolution, expected it only as the first of the chain")
+    if any(
+        c.op == "average" and (c.norm is not None or c.bias is not None or c.act not in ("none", None)) for c in convs
+    ):
+        raise ValueError("convs: got an average with a norm, bias or act, expected them at the stages around it")
+    if convs[-1].op == "average":
+        raise ValueError("convs: got an average as the last of the chain, expected a convolution after it")
     if convs[0].op == "identity" and in_act not in ("none", None):
         raise ValueError(f"in_act: got {in_act!r} before an identity, expected the identity's own act")
     if act_after_residual and activations.code(convs[-1].act) not in activations.KNOWN_FROM_OUTPUT:
@@ -217,7 +230,7 @@ def check_chain(
     for i, conv in enumerate(convs):
         names = labels[i] if labels else _CHAIN_LABELS[i] if i < 16 else chain_labels(i)
         channels = _check_weights(conv, names, x, channels)
-        kernel = conv.weights[0].shape[2:] if conv.weights else (1, 1)
+        kernel = kernel_of(conv)
         before = size
         if conv.op != "pointwise" or conv.stride != (1, 1):
             stride, padding, dilation = conv.stride, conv.padding, conv.dilation

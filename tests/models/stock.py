@@ -78,6 +78,13 @@ def _vgg_features(name: str, parameters: int) -> Reference:
     return Reference(*(partial(_small_classifier, make) for make in makers), parameters, 32)
 
 
+def _densenet_bc(depth: int, growth_rate: int, parameters: int) -> Reference:
+    return Reference(
+        partial(create_model, f"densenet_bc{depth}_{growth_rate}"),
+        partial(get_model, f"densenet{depth}_k{growth_rate}_bc_cifar10"), parameters, 32,
+    )  # fmt: skip
+
+
 # Those that go through everything, on small images.
 LIGHT = {
     "mobilenet_v2": _torchvision("mobilenet_v2", 3_504_872, 96),
@@ -96,6 +103,8 @@ LIGHT = {
     "wrn16_2": Reference(
         partial(CIFARWideResNet, 16, 2), partial(get_wrn_cifar, num_classes=10, blocks=16, width_factor=2), 691_674, 32
     ),
+    "densenet121": _torchvision("densenet121", 7_978_856),
+    "densenet_bc40_12": _densenet_bc(40, 12, 176_122),
     "lenet5": Reference(partial(create_model, "lenet5"), PlainLeNet5, 61_706, 32, 1),
     "lenet5 with relu and max": Reference(
         partial(create_model, "lenet5", image_size=28, activation="relu", pool="max"),
@@ -128,6 +137,18 @@ HEAVY = {
     "vgg19_bn": _torchvision("vgg19_bn", 143_678_248, 32),
     "resnet56 option A": _cifar("resnet56", 56, "A", 853_018),
     "plain56": _cifar("plain56", 56, "none", 853_018),
+    "densenet161": _torchvision("densenet161", 28_681_000),
+    "densenet169": _torchvision("densenet169", 14_149_480),
+    "densenet201": _torchvision("densenet201", 20_013_928),
+    "densenet264": Reference(
+        partial(create_model, "densenet264"),
+        partial(torchvision.models.DenseNet, 32, (6, 12, 64, 48), 64),
+        33_337_704,
+        64,
+    ),
+    "densenet_bc100_12": _densenet_bc(100, 12, 769_162),
+    "densenet_bc190_40": _densenet_bc(190, 40, 25_624_430),
+    "densenet_bc250_24": _densenet_bc(250, 24, 15_324_406),
     "wrn28_10": Reference(partial(create_model, "wrn28_10"), partial(get_model, "wrn28_10_cifar10"), 36_479_194, 32),
 }
 ALL = {**LIGHT, **HEAVY}

@@ -20,7 +20,18 @@ from tests.nn.pairs import randomise
 from tests.parity import farther_than_stock, stock_errors
 from tests.tolerances import relative_error
 
-SMALL = {"resnet20", "resnet56", "plain20", "plain56", "wrn28_10", "lenet5"}  # 32 pixels; without capsule networks
+SMALL = {
+    "densenet_bc40_12",
+    "densenet_bc100_12",
+    "densenet_bc190_40",
+    "densenet_bc250_24",
+    "resnet20",
+    "resnet56",
+    "plain20",
+    "plain56",
+    "wrn28_10",
+    "lenet5",
+}  # 32 pixels; without capsule networks
 
 
 @pytest.fixture(scope="module", params=LIGHT)
