@@ -51,12 +51,30 @@ inline void amx_accumulate_tile(const TileWriter<PairWords>& a, int64_t rows, co
     });
 }
 
+// c [count][ldc] (+)= what `steps` adds to the block: in the tiles themselves where their rows are whole.
+template <int kRowTiles, int kPanels, class Steps>
+void accumulate_block(int64_t count, float* c, int64_t ldc, bool accumulate, const Steps& steps) {
+  const bool direct = count == kRowTiles * kTileRows;
+  if (direct && accumulate)
+    block_load<kRowTiles, kPanels>(c, ldc);
+  else
+    block_zero();
+  steps();
+  if (direct) return block_store<kRowTiles, kPanels>(c, ldc);
+  alignas(64) float block[kAmxBlock * kAmxBlock];
+  block_store<kRowTiles, kPanels>(block, kAmxBlock);
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t v = 0; v < kPanels * kLanes; v += kLanes) {
+      const V sum = load(block + j * kAmxBlock + v);
+      store(c + j * ldc + v, accumulate ? add(load(c + j * ldc + v), sum) : sum);
+    }
+}
+
 // dw [n][pitch] (+)= dy^T a: A tiles want a channel's pixels side by side, so dy's words are transposed on
 // the way.
 template <class Tile>
 void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, int64_t pitch,
                                     bool accumulate) {
-  alignas(64) float c[kAmxBlock * kAmxBlock];
   AlignedBuffer<float> transposed(size_t(kAmxBlock * dy.rows()));
   [[maybe_unused]] const TileSession session;
   for (int64_t n = 0; n < dy.channels(); n += kAmxBlock) {
@@ -71,18 +89,12 @@ void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, in
     for (int64_t k = 0; k < a.channels(); k += kAmxBlock) {
       const int64_t columns = a.channels() - k > kTileWords ? kAmxBlock : kTileWords;
       with_block_shape(count, columns / kTileWords, [&](auto row_tiles, auto panel_tiles) {
-        block_zero();
-        for (int64_t row = 0; row < dy.rows(); row += kTileWords)
-          block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kRowWords,
-                                             kTileWords);
-        block_store<row_tiles, panel_tiles>(c, kAmxBlock);
+        accumulate_block<row_tiles, panel_tiles>(count, dw + n * pitch + k, pitch, accumulate, [&] {
+          for (int64_t row = 0; row < dy.rows(); row += kTileWords)
+            block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kRowWords,
+                                               kTileWords);
+        });
       });
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t v = 0; v < columns; v += kLanes) {
-          float* out = dw + (n + j) * pitch + k + v;
-          const V sum = load(c + j * kAmxBlock + v);
-          store(out, accumulate ? add(load(out), sum) : sum);
-        }
     }
   }
 }

@@ -164,7 +164,7 @@ class ConvWeightGradient {
         c_blocks_(ceil_div(s_.channels, channels_)),
         n_blocks_(ceil_div(s_.n, kUnitOutputs)),
         pitch_(round_up(s_.channels, kLanes)),
-        chunks_(chunk_count()),
+        chunks_(chunks_of(n_blocks_ * c_blocks_)),
         dy_(s_.out_w),
         stripe_(shape_, channels_, dy_.line_pixels()) {}
 
@@ -183,12 +183,24 @@ class ConvWeightGradient {
   int64_t unit_channels() const {
     constexpr int64_t kStep = kMicroVectors * kLanes;
     const int64_t fit = kUnitGradientBytes / 4 / (kUnitOutputs * s_.taps()) / kStep * kStep;
-    const int64_t most = fit < kStep ? kStep : fit > kMostUnitChannels ? kMostUnitChannels : fit;
+    int64_t most = fit < kStep ? kStep : fit > kMostUnitChannels ? kMostUnitChannels : fit;
+    while (most > kStep && traffic(most / 2) < traffic(most)) most = round_up(most / 2, kStep);
+    return near_equal(most);
+  }
+  int64_t near_equal(int64_t most) const {
     return round_up(ceil_div(s_.channels, ceil_div(s_.channels, most)), kLanes);
   }
-  int64_t chunk_count() const {
-    const int64_t wanted = ceil_div(kLeastUnits, n_blocks_ * c_blocks_), lines = shape_.total_lines();
+  int64_t chunks_of(int64_t blocks) const {
+    const int64_t wanted = ceil_div(kLeastUnits, blocks), lines = shape_.total_lines();
     return wanted < lines ? wanted : lines;
+  }
+  // Words that units of so many channels write: operands, again for every block that reads them, and one dW
+  // per chunk, which is read again when they are merged.
+  int64_t traffic(int64_t channels) const {
+    const int64_t n_blocks = ceil_div(s_.n, kUnitOutputs),
+                  c_blocks = ceil_div(s_.channels, near_equal(channels));
+    return s_.pixels() * (s_.channels * n_blocks + s_.n * c_blocks) / Words::kPerWord +
+           2 * chunks_of(n_blocks * c_blocks) * s_.n * s_.taps() * s_.channels;
   }
 
   // dW of one block over one chunk of lines.
@@ -255,22 +267,15 @@ class ConvWeightGradient {
 #if FASTCNN_ISA_LEVEL >= 4
   void amx_multiply(int64_t rows, bool both, const float* const* a, const float* const* b, int64_t lines,
                     int64_t pixels, int64_t b_step, float* dw, bool add) const {
-    alignas(64) float c[kAmxBlock * kAmxBlock];
     [[maybe_unused]] const TileSession session;
     with_block_shape(rows, both ? 2 : 1, [&](auto row_tiles, auto panel_tiles) {
-      block_zero();
-      for (int64_t line = 0; line < lines; ++line)
-        for (int64_t q = 0; q < pixels; q += kTileWords)
-          block_step<row_tiles, panel_tiles>(a[line] + q * kAmxBlock, kTileWords, b[line] + q * b_step,
-                                             b_step, kLanes);
-      block_store<row_tiles, panel_tiles>(c, kAmxBlock);
+      accumulate_block<row_tiles, panel_tiles>(rows, dw, row_floats(), add, [&] {
+        for (int64_t line = 0; line < lines; ++line)
+          for (int64_t q = 0; q < pixels; q += kTileWords)
+            block_step<row_tiles, panel_tiles>(a[line] + q * kAmxBlock, kTileWords, b[line] + q * b_step,
+                                               b_step, kLanes);
+      });
     });
-    for (int64_t j = 0; j < rows; ++j)
-      for (int64_t v = 0; v < (both ? 2 : 1); ++v) {
-        float* out = dw + j * row_floats() + v * kLanes;
-        const V sum = load(c + j * kAmxBlock + v * kLanes);
-        store(out, add ? fastcnn::add(load(out), sum) : sum);
-      }
   }
 #endif
 

@@ -70,6 +70,7 @@ struct DxSink : RegisterSink {
 
   void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
                   int64_t columns) const {
+    if (takes(column, columns)) return whole(c, ldc, row, rows, column, columns);
     const ScaleShiftAct& pre = p.input.affine;
     for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
       const int64_t at = column + v, n = p.k - at;
@@ -83,6 +84,28 @@ struct DxSink : RegisterSink {
           totals.add(g, sub(value, mean));
         }
         store_upto(dx(row + r, at), stored(g, scale, row + r, at, n), n);
+      }
+      totals.save(*this, at, row);
+    }
+  }
+
+  // The same where no vector is cut and the activation's derivative is 0 or 1.
+  void whole(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const ScaleShiftAct& pre = p.input.affine;
+    const bool reads = pre.act || sums, adds = p.output.residual.data, scales = p.output.scales;
+    for (int64_t at = column; at < column + columns; at += kLanes, c += kLanes) {
+      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero(), scale = scale_at(at, kLanes),
+              shift = pre.shift ? load(pre.shift + at) : zero();
+      Totals totals;
+      for (int64_t r = 0; r < rows; ++r) {
+        V g = load(c + r * ldc);
+        if (reads) {
+          const V value = load(x(row + r, at));
+          if (pre.act) g = bounds.mask(fmadd(value, scale, shift), g);
+          totals.add(g, sub(value, mean));
+        }
+        if (scales) g = mul(g, scale);
+        store(dx(row + r, at), adds ? fastcnn::add(g, load(residual(row + r, at))) : g);
       }
       totals.save(*this, at, row);
     }

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
-from fastcnn.ops.distributed import merge_statistics
+from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.layout import accumulation_dtype, autocast, empty_nhwc, to_nhwc
 from fastcnn.ops.normalisation import (
     Applied,
@@ -189,21 +189,40 @@ class _DenseBlock(torch.autograd.Function):
         needs = [ctx.needs_input_grad[4 + i : 4 + i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
         # The gradient may be anyone's: what is accumulated into is a copy.
         total = ops.affine_act_fwd(to_nhwc(grad), None, None, activations.NONE, None)
-        coef = None
-        if mean is not None:
-            coef = torch.zeros((4, len(mean)), dtype=mean.dtype, device=mean.device)
-            coef[0], coef[2] = 1, mean
+        shares = None if mean is None else _Shares(mean)
         growth, grads = stages[0].weight2.shape[0], []
         for i in reversed(range(n)):
             c = buffer.shape[1] - growth * (n - i)
-            layer = _Backward(ctx, i, c, growth, buffer, total, coef)
+            layer = _Backward(ctx, i, c, growth, buffer, total, shares)
             grads = layer.run(stages[i], mids[i], norms[i], norms[n + i], needs[i]) + grads
         dx = None
         if ctx.needs_input_grad[3]:
             c = buffer.shape[1] - growth * n
-            own = None if coef is None else coef[:, :c].contiguous()
+            own = None if shares is None else shares.coefficients(0, c)
             dx = ops.affine_act_dgrad(total[:, :c], buffer[:, :c], None, None, activations.NONE, own, None)
         return None, None, None, dx, *grads
+
+
+class _Shares:
+    """What batch statistics pass on to each channel from all layers that read it: slope * (x - mean) + constant.
+
+    With x_hat = (x - mean) * r a layer's are constant = -scale * sum(dz) / M, slope = -scale * r^2 * sum(dz (x - mean)) / M.
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+        self._sums = torch.zeros((2, len(mean)), dtype=mean.dtype, device=mean.device)
+
+    def add(self, sums: Tensor, norm: Applied, kind: Kind, count: int | Tensor) -> None:
+        """A layer's, from the sums of its gradient."""
+        sums = sums if kind.group is None else sum_over(sums, kind.group)
+        factors = torch.stack((norm.scale, norm.scale * norm.invstd.square())).div_(-count)
+        self._sums[:, : sums.shape[1]].addcmul_(sums, factors)
+
+    def coefficients(self, first: int, last: int) -> Tensor:
+        """coef [4, channels] of a gradient prologue."""
+        constant, slope = self._sums[:, first:last].unbind()
+        return torch.stack((torch.ones_like(slope), slope, self.mean[first:last], constant))
 
 
 class _Backward(NamedTuple):
@@ -215,13 +234,13 @@ class _Backward(NamedTuple):
     growth: int
     buffer: Tensor
     total: Tensor  # the gradient so far, without what coef holds
-    coef: Tensor | None  # [4, channels]
+    shares: _Shares | None
 
     def _upstream(self) -> tuple:
         """The gradient of the 3x3 convolution's output, as a gradient prologue."""
         own = slice(self.c, self.c + self.growth)
         grad, y = self.total[:, own], self.buffer[:, own]
-        coef = None if self.coef is None else self.coef[:, own].contiguous()
+        coef = None if self.shares is None else self.shares.coefficients(own.start, own.stop)
         upstream = (grad, None if coef is None else y, None, None, activations.NONE, coef)
         if not self.ctx.drop.seeds:
             return upstream
@@ -248,10 +267,9 @@ class _Backward(NamedTuple):
             self.total[:, : self.c], dmid, mid, None, None, activations.NONE, coef, prefix, *head, first.mean,
             s.weight1, need.weight1, learns1,
         )  # fmt: skip
-        coef, dscale1, dshift1 = gradient_coefficients(kind1, first, sums if learns1 else None, self.ctx.total)
+        dscale1, dshift1 = (sums[1] * first.invstd, sums[0]) if learns1 else (None, None)
         if kind1.trains:
-            self.coef[1, : self.c] += coef[1]
-            self.coef[3, : self.c] += coef[3]
+            self.shares.add(sums, first, kind1, self.ctx.total)
         grads = _Stage(dw1, dscale1, dshift1, None, None, dw2, dscale2, dshift2, None, None)
         return [g.to(t.dtype) if wanted else None for g, t, wanted in zip(grads, s, needs, strict=True)]
 
