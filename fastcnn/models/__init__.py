@@ -1,6 +1,15 @@
 """The model zoo: classic convolutional networks with their reference implementation's state_dict keys."""
 
 from fastcnn.models.capsnet import CapsNet, capsnet, capsnet_cifar
+from fastcnn.models.googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
+from fastcnn.models.inception_resnet import (
+    InceptionResNetV1,
+    InceptionResNetV2,
+    inception_resnet_v1,
+    inception_resnet_v2,
+)
+from fastcnn.models.inception_v3 import InceptionOutputs, InceptionV3, inception_v3
+from fastcnn.models.inception_v4 import InceptionV4, inception_v4
 from fastcnn.models.lenet import LeNet5, lenet5
 from fastcnn.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from fastcnn.models.registry import InputFormat, create_model, image_size, input_format, list_models
@@ -25,6 +34,13 @@ __all__ = [
     "CIFARResNet",
     "CIFARWideResNet",
     "CapsNet",
+    "GoogLeNet",
+    "GoogLeNetOutputs",
+    "InceptionOutputs",
+    "InceptionResNetV1",
+    "InceptionResNetV2",
+    "InceptionV3",
+    "InceptionV4",
     "InputFormat",
     "LeNet5",
     "MobileNetV2",
@@ -33,7 +49,12 @@ __all__ = [
     "capsnet",
     "capsnet_cifar",
     "create_model",
+    "googlenet",
     "image_size",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
     "input_format",
     "lenet5",
     "list_models",
