@@ -100,13 +100,14 @@ class GoogLeNet(nn.Module):
             parameters: 5 channels, alpha 1e-4 over 5, beta 0.75, k 1), and the paper's pooling windows. The initialisation
             is then Caffe's too: without BatchNorm no signal passes torchvision's.
 
-    Shapes: x [N, 3, H, W], normalised RGB in NCHW or NHWC memory (224 x 224 in the paper); returns logits
-    [N, num_classes], in training mode with aux_logits `GoogLeNetOutputs`. Dtypes: float32, bfloat16, float16, float64;
-    autocast is respected.
+    Shapes: x [N, 3, H, W], normalised RGB of at least 15 x 15 pixels, with ``paper`` 31 x 31, in NCHW or NHWC memory
+    (224 x 224 in the paper); returns logits [N, num_classes], in training mode with aux_logits `GoogLeNetOutputs`. Dtypes:
+    float32, bfloat16, float16, float64; autocast is respected.
 
     Raises:
         TypeError, ValueError: an input that is no [N, 3, H, W] float tensor; in training the paper's aux_logits need 223
-            to 256 pixels along both axes.
+            to 270 pixels along both axes.
+        RuntimeError: an image that is too small (torch's own message).
     """
 
     auxiliary_weight = 0.3

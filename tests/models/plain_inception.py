@@ -57,7 +57,10 @@ def paper_googlenet(aux_logits: bool = True) -> nn.Module:
     return model
 
 
-def _unit(inputs: int, outputs: int, kernel: int | tuple = 1, stride: int = 1, padding: int | None = None):
+def unit(
+    inputs: int, outputs: int, kernel: int | tuple = 1, stride: int = 1, padding: int | None = None
+) -> nn.Sequential:
+    """Convolution, BatchNorm and ReLU; the size is kept at stride 1 and there is no padding at another."""
     if padding is None:
         r, s = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         padding = (r // 2, s // 2) if stride == 1 else 0
@@ -65,59 +68,66 @@ def _unit(inputs: int, outputs: int, kernel: int | tuple = 1, stride: int = 1, p
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(outputs, eps=1e-3), relu=nn.ReLU()))
 
 
-def _chain(inputs: int, *specs: tuple) -> nn.Sequential:
+def chain(inputs: int, *specs: tuple) -> nn.Sequential:
+    """One unit after another."""
     widths = (inputs, *(spec[0] for spec in specs))
-    return nn.Sequential(*(_unit(width, *spec) for width, spec in zip(widths, specs)))
+    return nn.Sequential(*(unit(width, *spec) for width, spec in zip(widths, specs)))
 
 
-class _Cat(nn.Module):
+class Cat(nn.Module):
+    """Branches beside one another."""
+
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
         for i, branch in enumerate(branches):
             self.add_module(f"branch{i}", branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Their outputs in one."""
         return torch.cat([branch(x) for name, branch in self.named_children() if name != "conv2d"], 1)
 
 
-class _Residual(_Cat):
+class Residual(Cat):
+    """Branches, projected and scaled, plus the input."""
+
     def __init__(self, channels: int, merged: int, scale: float, relu: bool, *branches: nn.Module) -> None:
         super().__init__(*branches)
         self.conv2d, self.scale, self.relu = nn.Conv2d(merged, channels, 1), scale, relu
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum, after a ReLU if there is one."""
         y = self.conv2d(super().forward(x)) * self.scale + x
         return F.relu(y) if self.relu else y
 
 
 def _block35() -> nn.Module:
-    branches = _unit(256, 32), _chain(256, (32,), (32, 3)), _chain(256, (32,), (32, 3), (32, 3))
-    return _Residual(256, 96, 0.17, True, *branches)
+    branches = unit(256, 32), chain(256, (32,), (32, 3)), chain(256, (32,), (32, 3), (32, 3))
+    return Residual(256, 96, 0.17, True, *branches)
 
 
 def _block17() -> nn.Module:
-    return _Residual(896, 256, 0.1, True, _unit(896, 128), _chain(896, (128,), (128, (1, 7)), (128, (7, 1))))
+    return Residual(896, 256, 0.1, True, unit(896, 128), chain(896, (128,), (128, (1, 7)), (128, (7, 1))))
 
 
 def _block8(scale: float = 0.2, relu: bool = True) -> nn.Module:
-    chain = _chain(1792, (192,), (192, (1, 3)), (192, (3, 1)))
-    return _Residual(1792, 384, scale, relu, _unit(1792, 192), chain)
+    second = chain(1792, (192,), (192, (1, 3)), (192, (3, 1)))
+    return Residual(1792, 384, scale, relu, unit(1792, 192), second)
 
 
 def plain_inception_resnet_v1(facenet: bool = True, last_block: bool = True) -> nn.Module:
     """With facenet-pytorch's keys; without facenet's head and the last block it is the paper's."""
-    second = _chain(256, (192,), (192, 3), (256, 3, 2))
+    second = chain(256, (192,), (192, 3), (256, 3, 2))
     model = nn.Sequential(
         OrderedDict(
-            conv2d_1a=_unit(3, 32, 3, 2), conv2d_2a=_unit(32, 32, 3, 1, 0), conv2d_2b=_unit(32, 64, 3),
-            maxpool_3a=nn.MaxPool2d(3, 2), conv2d_3b=_unit(64, 80), conv2d_4a=_unit(80, 192, 3, 1, 0),
-            conv2d_4b=_unit(192, 256, 3, 2),
+            conv2d_1a=unit(3, 32, 3, 2), conv2d_2a=unit(32, 32, 3, 1, 0), conv2d_2b=unit(32, 64, 3),
+            maxpool_3a=nn.MaxPool2d(3, 2), conv2d_3b=unit(64, 80), conv2d_4a=unit(80, 192, 3, 1, 0),
+            conv2d_4b=unit(192, 256, 3, 2),
             repeat_1=nn.Sequential(*(_block35() for _ in range(5))),
-            mixed_6a=_Cat(_unit(256, 384, 3, 2), second, nn.MaxPool2d(3, 2)),
+            mixed_6a=Cat(unit(256, 384, 3, 2), second, nn.MaxPool2d(3, 2)),
             repeat_2=nn.Sequential(*(_block17() for _ in range(10))),
-            mixed_7a=_Cat(
-                _chain(896, (256,), (384, 3, 2)), _chain(896, (256,), (256, 3, 2)),
-                _chain(896, (256,), (256, 3), (256, 3, 2)), nn.MaxPool2d(3, 2),
+            mixed_7a=Cat(
+                chain(896, (256,), (384, 3, 2)), chain(896, (256,), (256, 3, 2)),
+                chain(896, (256,), (256, 3), (256, 3, 2)), nn.MaxPool2d(3, 2),
             ),
             repeat_3=nn.Sequential(*(_block8() for _ in range(5))),
         )
