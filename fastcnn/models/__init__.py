@@ -9,6 +9,15 @@ from fastcnn.models.densenet_cifar import (
     densenet_bc190_40,
     densenet_bc250_24,
 )
+from fastcnn.models.googlenet import GoogLeNet, GoogLeNetOutputs, googlenet
+from fastcnn.models.inception_resnet import (
+    InceptionResNetV1,
+    InceptionResNetV2,
+    inception_resnet_v1,
+    inception_resnet_v2,
+)
+from fastcnn.models.inception_v3 import InceptionOutputs, InceptionV3, inception_v3
+from fastcnn.models.inception_v4 import InceptionV4, inception_v4
 from fastcnn.models.lenet import LeNet5, lenet5
 from fastcnn.models.mobilenet_v2 import MobileNetV2, mobilenet_v2
 from fastcnn.models.registry import InputFormat, create_model, image_size, input_format, list_models
@@ -35,6 +44,13 @@ __all__ = [
     "CIFARWideResNet",
     "CapsNet",
     "DenseNet",
+    "GoogLeNet",
+    "GoogLeNetOutputs",
+    "InceptionOutputs",
+    "InceptionResNetV1",
+    "InceptionResNetV2",
+    "InceptionV3",
+    "InceptionV4",
     "InputFormat",
     "LeNet5",
     "MobileNetV2",
@@ -52,7 +68,12 @@ __all__ = [
     "densenet_bc100_12",
     "densenet_bc190_40",
     "densenet_bc250_24",
+    "googlenet",
     "image_size",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
     "input_format",
     "lenet5",
     "list_models",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fastcnn.nn.basic_conv2d import BasicConv2d
 from fastcnn.nn.folded import FoldedActivation, FoldedChain, folding_of
 from fastcnn.nn.fused import ACTIVATIONS, BATCH_NORMS, Unit, activation_name, convolutions, is_foldable, run_units
 from fastcnn.nn.sync_batch_norm import SyncBatchNorm2d
@@ -25,6 +26,8 @@ def _extended(units: list[Unit], layer: nn.Module) -> list[Unit] | None:
     last = units[-1] if units else None
     if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
         return [*units, Unit((layer,))] if len(units) < _LONGEST else None
+    if type(layer) is BasicConv2d:
+        return [*units, *layer.units()] if len(units) < _LONGEST else None
     if type(layer) in _NORMS:
         if last is None:
             return [Unit((), layer)]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastcnn.benchmark.plain import PlainCapsNet, PlainLeNet5
 from fastcnn.models import CIFARWideResNet, create_model
+from tests.models.plain_inception import paper_googlenet, plain_inception_resnet_v1
 
 
 class Reference(NamedTuple):
@@ -61,6 +62,22 @@ def _torchvision(name: str, parameters: int, size: int = 64) -> Reference:
     return Reference(partial(create_model, name), getattr(torchvision.models, name), parameters, size)
 
 
+def _with_auxiliaries(name: str, weight: float, aux_logits: bool) -> nn.Module:
+    """torchvision's, which leaves the auxiliaries' weight to who trains it."""
+    model = getattr(torchvision.models, name)(aux_logits=aux_logits, init_weights=True)
+    model.auxiliary_weight = weight
+    return model
+
+
+def _inception(name: str, weight: float, parameters: int, size: int, aux_logits: bool = True) -> Reference:
+    ours = partial(create_model, name, aux_logits=aux_logits)
+    return Reference(ours, partial(_with_auxiliaries, name, weight, aux_logits), parameters, size)
+
+
+def _timm(name: str, parameters: int, size: int) -> Reference:
+    return Reference(partial(create_model, name), partial(timm.create_model, name), parameters, size)
+
+
 def _cifar(name: str, depth: int, shortcut: str, parameters: int) -> Reference:
     options = {} if shortcut == "none" else {"shortcut": shortcut}
     return Reference(partial(create_model, name, **options), partial(cifar_resnet, depth, shortcut), parameters, 32)
@@ -94,6 +111,14 @@ LIGHT = {
     "resnet18": _torchvision("resnet18", 11_689_512),
     "resnet50": _torchvision("resnet50", 25_557_032),
     "resnext50_32x4d": _torchvision("resnext50_32x4d", 25_028_904),
+    "googlenet": _inception("googlenet", 0.3, 13_004_888, 64),
+    "googlenet of the paper without aux": Reference(
+        partial(create_model, "googlenet", paper=True, aux_logits=False), partial(paper_googlenet, False), 6_998_552, 64
+    ),
+    "inception_v3 without aux": _inception("inception_v3", 0.4, 23_834_568, 107, False),
+    "inception_resnet_v1": Reference(
+        partial(create_model, "inception_resnet_v1"), plain_inception_resnet_v1, 23_995_624, 107
+    ),
     "vgg11 features": _vgg_features("vgg11", 9_220_480 + 250_890),
     "vgg13_bn features": _vgg_features("vgg13_bn", 9_410_880 + 250_890),
     "resnet20": _cifar("resnet20", 20, "B", 272_474),
@@ -127,6 +152,24 @@ HEAVY = {
     "resnet152": _torchvision("resnet152", 60_192_808),
     "wide_resnet50_2": _torchvision("wide_resnet50_2", 68_883_240),
     "resnext101_32x8d": _torchvision("resnext101_32x8d", 88_791_336),
+    "googlenet of the paper": Reference(
+        partial(create_model, "googlenet", paper=True), paper_googlenet, 13_378_280, 224
+    ),
+    "inception_v3": _inception("inception_v3", 0.4, 27_161_264, 299),
+    "inception_v4": _timm("inception_v4", 42_679_816, 107),
+    "inception_resnet_v1 without facenet's head": Reference(
+        partial(create_model, "inception_resnet_v1", embedding=None),
+        partial(plain_inception_resnet_v1, False),
+        24_357_096,
+        107,
+    ),
+    "inception_resnet_v1 of the paper": Reference(
+        partial(create_model, "inception_resnet_v1", paper=True),
+        partial(plain_inception_resnet_v1, False, False),
+        22_756_328,
+        107,
+    ),
+    "inception_resnet_v2": _timm("inception_resnet_v2", 55_843_464, 107),
     "vgg11": _torchvision("vgg11", 132_863_336, 32),
     "vgg11_bn": _torchvision("vgg11_bn", 132_868_840, 32),
     "vgg13": _torchvision("vgg13", 133_047_848, 32),

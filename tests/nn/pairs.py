@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import pytest
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from fastcnn.models import inception_layers
+from fastcnn.models.inception_resnet import ResidualInception
 from fastcnn.nn import (
     BasicBlock,
+    BasicConv2d,
     Bottleneck,
     ConvBNAct,
     DepthwiseConv2d,
@@ -18,6 +22,8 @@ from fastcnn.nn import (
     PreActBlock,
     SeparableConv2d,
 )
+from fastcnn.nn.branches import BranchedModule, Fork
+from tests.models import plain_inception as plain
 
 resnet = torchvision.models.resnet
 Pair = tuple[nn.Module, nn.Module]
@@ -101,6 +107,42 @@ def sequential() -> Pair:
     return paired(FusedSequential(*layers()), nn.Sequential(*layers()))
 
 
+def basic_conv() -> Pair:
+    stock = torchvision.models.inception.BasicConv2d(16, 24, kernel_size=3, stride=2, padding=1)
+    return paired(BasicConv2d(16, 24, 3, 2, 1), stock)
+
+
+class _Forked(BranchedModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.stem = inception_layers.conv(16, 8), inception_layers.chain(16, (12,), (8, 3))
+        self.wide, self.tall = inception_layers.conv(8, 6, (1, 3)), inception_layers.conv(8, 10, (3, 1))
+        self.average = inception_layers.average(16, 4)
+
+    def branches(self) -> tuple:
+        return self.single, (*self.stem, Fork((self.wide, (self.tall,)))), self.average
+
+
+class _PlainForked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.stem = plain.unit(16, 8), plain.chain(16, (12,), (8, 3))
+        self.wide, self.tall = plain.unit(8, 6, (1, 3)), plain.unit(8, 10, (3, 1))
+        self.average = nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), plain.unit(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        return torch.cat([self.single(x), self.wide(stem), self.tall(stem), self.average(x)], 1)
+
+
+def residual_inception(scale: float = 0.17, act: str = "relu") -> Pair:
+    ours = inception_layers.conv(16, 8), inception_layers.chain(16, (6,), (4, 3))
+    stock = plain.unit(16, 8), plain.chain(16, (6,), (4, 3))
+    return paired(
+        ResidualInception(16, 12, scale, *ours, act=act), plain.Residual(16, 12, scale, act == "relu", *stock)
+    )
+
+
 PAIRS = {
     "depthwise": (depthwise, 16),
     "block": (inverted_residual, 16),
@@ -115,4 +157,8 @@ PAIRS = {
     "pre-activation": (pre_act, 16),
     "strided pre-activation": (lambda: pre_act(2, 24, bias=True), 16),
     "sequential": (sequential, 16),
+    "basic convolution": (basic_conv, 16),
+    "branches": (lambda: paired(_Forked(), _PlainForked()), 16),
+    "residual inception": (residual_inception, 16),
+    "last residual inception": (lambda: residual_inception(1.0, "none"), 16),
 }
