@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Stock(NamedTuple):
     classes: int = 1000
     channels: int = 3
     batch: int = 8  # of a training step
+    options: Mapping[str, object] = MappingProxyType({})  # of the stock model
 
 
 MODELS = {
@@ -32,6 +34,9 @@ MODELS = {
     "resnet18": Stock("torchvision", "resnet18", 1.814e9),
     "vgg16_bn": Stock("torchvision", "vgg16_bn", 15.470e9),
     "wrn28_10": Stock("pytorchcv", "wrn28_10_cifar10", 5.243e9, 32, 10),
+    "densenet121": Stock("torchvision", "densenet121", 2.834e9),
+    "googlenet": Stock("torchvision", "googlenet", 1.498e9, options={"init_weights": False}),
+    "inception_v3": Stock("torchvision", "inception_v3", 5.713e9, 299, options={"init_weights": False}),
     "lenet5": Stock("fastcnn.benchmark.plain", "PlainLeNet5", 0.417e6, 32, 10, 1, 128),
     "capsnet": Stock("fastcnn.benchmark.plain", "PlainCapsNet", 202e6, 28, 10, 1, 100),
 }
@@ -53,14 +58,14 @@ def require(package: str, extra: str = "demo") -> None:
 
 def build(name: str) -> nn.Module:
     """The stock model, newly initialised by torch's global generator."""
-    package, key, *_ = MODELS[name]
+    package, key, *_, options = MODELS[name]
     if package == plain.__name__:
         return getattr(plain, key)()
     require(package, "bench" if package == "pytorchcv" else "demo")
     if package == "torchvision":
         import torchvision
 
-        return torchvision.models.get_model(key)
+        return torchvision.models.get_model(key, **options)
     if package == "pytorchcv":
         from pytorchcv.model_provider import get_model
 

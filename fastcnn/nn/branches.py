@@ -9,7 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastcnn.cpu import memory
+from fastcnn.nn.folded import FoldedChain
 from fastcnn.nn.sequential import fold_layers, run_layers
+from fastcnn.ops.layout import empty_nhwc
 
 
 class Fork(NamedTuple):
@@ -38,11 +41,10 @@ def _outputs(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     return found
 
 
-def _concatenated(outputs: Sequence[Tensor]) -> Tensor:
-    if len({(y.shape[0], *y.shape[2:]) for y in outputs}) != 1:
-        shapes = ", ".join(str(list(y.shape)) for y in outputs)
-        raise ValueError(f"branches: got outputs of shapes {shapes or 'none'}, expected the same N, H and W in each")
-    return torch.cat(outputs, 1)
+def _check_sizes(shapes: Sequence[Sequence[int]]) -> None:
+    if len({(shape[0], *shape[2:]) for shape in shapes}) != 1:
+        found = ", ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"branches: got outputs of shapes {found or 'none'}, expected the same N, H and W in each")
 
 
 def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
@@ -56,7 +58,9 @@ def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
     Raises:
         TypeError, ValueError: an input that does not fit a layer, outputs that differ in more than their channels.
     """
-    return _concatenated(_outputs(x, branches))
+    outputs = _outputs(x, branches)
+    _check_sizes([y.shape for y in outputs])
+    return torch.cat(outputs, 1)
 
 
 class FoldedBranches(nn.Module):
@@ -66,19 +70,44 @@ class FoldedBranches(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
-    def outputs(self, x: Tensor) -> list[Tensor]:
-        """What the branches make of x, forks' in their place."""
-        found: list[Tensor] = []
+    def _leaves(self, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """Every branch's last layer with its input, forks' in their place."""
+        found: list[tuple[nn.Module, Tensor]] = []
         for branch in self.branches:
             y = x
-            for layer in branch:
-                y = layer.outputs(y) if isinstance(layer, FoldedBranches) else layer(y)
-            found += y if isinstance(y, list) else [y]
+            for layer in branch[:-1]:
+                y = layer(y)
+            last = branch[-1]
+            found += last._leaves(y) if isinstance(last, FoldedBranches) else [(last, y)]
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, the sum of the branches' channels, P, Q]."""
-        return _concatenated(self.outputs(x))
+        """[N, the sum of the branches' channels, P, Q]; chains write their slice of it."""
+        leaves = self._leaves(x)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return self._concatenated(leaves)
+        # What is no chain is computed first: only its output tells its shape.
+        made = [None if type(layer) is FoldedChain else layer(y) for layer, y in leaves]
+        shapes = [
+            layer.output_shape(y.shape) if z is None else z.shape for (layer, y), z in zip(leaves, made, strict=True)
+        ]
+        _check_sizes(shapes)
+        n, _, *size = shapes[0]
+        empty = memory.empty_nhwc if x.device.type == "cpu" else empty_nhwc
+        out, c = empty(n, sum(shape[1] for shape in shapes), *size, like=leaves[0][1]), 0
+        for (layer, y), z, shape in zip(leaves, made, shapes, strict=True):
+            own = out[:, c : c + shape[1]]
+            if z is None:
+                layer(y, out=own)
+            else:
+                torch.ops.fastcnn.affine_act_into(own, z, None, None, 0, None)
+            c += shape[1]
+        return out
+
+    def _concatenated(self, leaves: list[tuple[nn.Module, Tensor]]) -> Tensor:
+        outputs = [layer(y) for layer, y in leaves]
+        _check_sizes([y.shape for y in outputs])
+        return torch.cat(outputs, 1)
 
 
 def fold_branches(branches: Sequence[Branch], dtype: torch.dtype | None) -> FoldedBranches | None:

@@ -13,13 +13,13 @@ import torch
 
 from fastcnn.benchmark.case import Budget, Case
 from fastcnn.benchmark.race import CpuClock, Race, RaceResult
-from fastcnn.benchmark.suites import capsules, conv2d, depthwise, dropout, models, pointwise, separable
+from fastcnn.benchmark.suites import capsules, conv2d, dense, depthwise, dropout, models, pointwise, separable
 from fastcnn.benchmark.targets import SuiteResult
 
 COMPILE_SECONDS = 100
 LATE = "Out of time, not run: "
 
-SUITES: tuple[ModuleType, ...] = (pointwise, depthwise, separable, conv2d, dropout, capsules, models)
+SUITES: tuple[ModuleType, ...] = (pointwise, depthwise, separable, conv2d, dropout, capsules, dense, models)
 
 
 @dataclass(frozen=True)
