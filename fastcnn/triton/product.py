@@ -127,11 +127,13 @@ def weight_gradient_tiles(c: int, k: int, itemsize: int, vec: int, gathered: boo
     """The tile [n, k] of a weight gradient [c, k], summed over m pixels a step; vec is the narrower operand's.
 
     Float32 tiles have 64 rows: three TF32 products of transposed operands take twice the registers. Single elements
-    take 32 pixels a step, and they and a gathered operand 8 warps, for the reasons of product_tiles.
+    take 32 pixels a step, and they and a gathered operand 8 warps, for the reasons of product_tiles. Float32 in 4 warps
+    takes 16 pixels a step: with 32, what is split for mma.sync needs a few registers more than there are.
     """
     block_c = pow2(c, 16, 64 if itemsize == 4 else 128)
-    step = 32 if itemsize == 4 or vec == 1 else 64
-    return Tiles(step, block_c, pow2(k, 16, 64), 8 if block_c == 128 or vec == 1 or gathered else 4, 3)
+    warps = 8 if block_c == 128 or vec == 1 or gathered else 4
+    step = (16 if warps == 4 else 32) if itemsize == 4 else 32 if vec == 1 else 64
+    return Tiles(step, block_c, pow2(k, 16, 64), warps, 3)
 
 
 def pixel_splits(m: int, tiles: int, step: int) -> tuple[int, int]:
