@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import empty_nhwc
+from fastcnn.ops.registry import Mutable
 from fastcnn.triton.activations import activate, activate_after_residual, mask_gradient
-from fastcnn.triton.launch import cdiv, nhwc, pow2, primitive, vector
+from fastcnn.triton.launch import cdiv, given, nhwc, pow2, primitive, vector
 from fastcnn.triton.prologue_epilogue import load_affine, per_channel
 from fastcnn.triton.reductions import sum_rows
 
@@ -17,9 +18,9 @@ from fastcnn.triton.reductions import sum_rows
 TILE = 2048
 
 
-@triton.jit(do_not_specialize=["M", "c_vectors", "y_vectors", "residual_vectors"])
+@triton.jit(do_not_specialize=["M", "c_vectors", "y_vectors", "residual_vectors", "out_vectors"])
 def affine_act_fwd_kernel(
-    y, scale, shift, residual, out, M, c_vectors, y_vectors, residual_vectors,
+    y, scale, shift, residual, out, M, c_vectors, y_vectors, residual_vectors, out_vectors,
     ACT: tl.constexpr, VEC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out[m, c] = act(scale[c] * y[m, c] + shift[c]) + residual[m, c]."""
@@ -33,6 +34,7 @@ def affine_act_fwd_kernel(
     base = first.to(tl.int64)
     y_ld = y_vectors * VEC
     residual_ld = residual_vectors * VEC
+    out_ld = out_vectors * VEC
     value = tl.load(y + base * y_ld + rows[:, None] * y_ld + channels[None, :], mask=mask, other=0.0)
     if residual is not None:
         residual += base * residual_ld
@@ -41,7 +43,9 @@ def affine_act_fwd_kernel(
     if residual is not None:
         result += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     result = activate_after_residual(result, ACT)
-    tl.store(out + base * C + rows[:, None] * C + channels[None, :], result.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out + base * out_ld + rows[:, None] * out_ld + channels[None, :], result.to(out.dtype.element_ty), mask=mask
+    )
 
 
 @triton.jit(do_not_specialize=["M", "c_vectors", "grad_vectors", "y_vectors", "tiles_per_program"])
@@ -92,18 +96,27 @@ def sums_grid(m: int, channels: int) -> tuple[int, int, int, int]:
 @primitive
 def affine_act_fwd(y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None) -> Tensor:
     """act(scale * y + shift) + residual, in y's dtype, NHWC."""
+    out = empty_nhwc(*y.shape, like=y)
+    affine_act_into(out, y, scale, shift, act, residual)
+    return out
+
+
+@primitive
+def affine_act_into(
+    out: Mutable, y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, residual: Tensor | None
+) -> None:
+    """affine_act_fwd with its output written to ``out``, which may be a channel slice of an NHWC buffer."""
     y, y_ld = nhwc(y)
     residual, residual_ld = nhwc(residual)
+    out_ld = given(out)
     n, c, h, w = y.shape
-    out = empty_nhwc(n, c, h, w, like=y)
-    m, vec, block_c = n * h * w, vector(c, y_ld, residual_ld), pow2(c, 16, 256)
+    m, vec, block_c = n * h * w, vector(c, y_ld, residual_ld, out_ld), pow2(c, 16, 256)
     block_m = TILE // block_c
     if m:
         affine_act_fwd_kernel[(cdiv(m, block_m) * cdiv(c, block_c),)](
-            y, scale, shift, residual, out, m, c // vec, y_ld // vec, residual_ld // vec, act, vec, block_m, block_c,
-            num_warps=4,
+            y, scale, shift, residual, out, m, c // vec, y_ld // vec, residual_ld // vec, out_ld // vec,
+            act, vec, block_m, block_c, num_warps=4,
         )  # fmt: skip
-    return out
 
 
 @primitive

@@ -7,21 +7,22 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.registry import Mutable
 from fastcnn.triton.implicit_gemm import bundled, gathered, inside, pixel_position, split_column, tap_matrices
-from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, primitive, vector
+from fastcnn.triton.launch import PRECISION, cdiv, empty, given, nhwc, primitive, vector
 from fastcnn.triton.product import product_tiles, store_output
 from fastcnn.triton.prologue_epilogue import load_activated
 from fastcnn.triton.reductions import merge_moments, moments_buffer
 
 Pair = tuple[int, int]
 
-INTEGERS = ["M", "groups", "k_vectors", "c_vectors", "x_vectors", "residual_vectors", "H", "W", "P", "Q"]
+INTEGERS = ["M", "groups", "k_vectors", "c_vectors", "x_vectors", "y_vectors", "residual_vectors", "H", "W", "P", "Q"]
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def conv2d_fwd_kernel(
     x, weight, y, in_scale, in_shift, out_scale, out_shift, residual, moments,
-    M, groups, k_vectors, c_vectors, x_vectors, residual_vectors, H, W, P, Q,
+    M, groups, k_vectors, c_vectors, x_vectors, y_vectors, residual_vectors, H, W, P, Q,
     IN_ACT: tl.constexpr, OUT_ACT: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
@@ -64,8 +65,9 @@ def conv2d_fwd_kernel(
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     store_output(
-        acc, y, first, rows, valid, group * C + columns, column_mask, groups * C, out_scale, out_shift, OUT_ACT,
-        residual, residual_vectors * VEC_C, moments, tile_m, tl.cdiv(M, BLOCK_M), (group == 0) & (tile_n == 0),
+        acc, y, y_vectors * VEC_C, first, rows, valid, group * C + columns, column_mask, groups * C,
+        out_scale, out_shift, OUT_ACT, residual, residual_vectors * VEC_C,
+        moments, tile_m, tl.cdiv(M, BLOCK_M), (group == 0) & (tile_n == 0),
     )  # fmt: skip
 
 
@@ -86,29 +88,56 @@ def conv2d_fwd(
     groups: int,
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Any convolution with prologue and epilogue; weight [C, K / groups, R, S]. Returns y, mean, var.
+    """Any convolution with prologue and epilogue; weight [C, K / groups, R, S]. Returns y, mean, var."""
+    c, _, *kernel = weight.shape
+    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    y = empty_nhwc(x.shape[0], c, *size, like=x)
+    mean, var = conv2d_into(
+        y, x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual,
+        stride, padding, dilation, groups, stats,
+    )  # fmt: skip
+    return y, mean, var
+
+
+@primitive
+def conv2d_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """conv2d_fwd with its output written to ``out``, a channel slice of an NHWC buffer. Returns mean, var.
 
     Every group has its own tiles; groups of few channels are bundled (see implicit_gemm.bundled).
     """
     x, x_ld = nhwc(x)
     residual, residual_ld = nhwc(residual)
-    (n, _, h, w), (out_channels, _, r, s) = x.shape, weight.shape
-    p = conv_out_size(h, r, stride[0], padding[0], dilation[0])
-    q = conv_out_size(w, s, stride[1], padding[1], dilation[1])
-    y = empty_nhwc(n, out_channels, p, q, like=x)
+    out_ld = given(out)
+    (n, _, h, w), (_, out_channels, p, q), (r, s) = x.shape, out.shape, weight.shape[2:]
     bundle = bundled(weight, groups)
     taps = tap_matrices(weight, groups, bundle, x)
     groups, c, _, _, k = taps.shape
     m = n * p * q
-    vec_k, vec_c = vector(k, x_ld), vector(c, residual_ld)
+    vec_k, vec_c = vector(k, x_ld), vector(c, out_ld, residual_ld)
     tiles = product_tiles(m, c, r * s * k, x.element_size(), vec_k, groups, gathered=True)
     rows = cdiv(m, tiles.m)
     moments = moments_buffer(rows, out_channels, x) if stats else None
     if m:
         conv2d_fwd_kernel[(rows * groups * cdiv(c, tiles.n),)](
-            x, taps, y, in_scale, in_shift, out_scale, out_shift, residual, moments,
-            m, groups, k // vec_k, c // vec_c, x_ld // vec_k, residual_ld // vec_c, h, w, p, q,
+            x, taps, out, in_scale, in_shift, out_scale, out_shift, residual, moments,
+            m, groups, k // vec_k, c // vec_c, x_ld // vec_k, out_ld // vec_c, residual_ld // vec_c, h, w, p, q,
             in_act, out_act, r, s, *stride, *padding, *dilation, vec_k, vec_c, PRECISION, tiles.m, tiles.n, tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-    return (y, *merge_moments(moments, rows, out_channels)) if stats else (y, empty(x), empty(x))
+    return merge_moments(moments, rows, out_channels) if stats else (empty(x), empty(x))

@@ -123,7 +123,7 @@ def conv2d_dgrad_kernel(
     dx_offsets = pixels * (groups * K) + columns[None, :]
     store_input_gradient(
         acc, x, x_offsets, dx, dx_offsets, valid[:, None] & column_mask[None, :], columns, column_mask, groups * K,
-        x_scale, x_shift, X_ACT, x_mean, sums, tile, residual,
+        x_scale, x_shift, X_ACT, x_mean, sums, tile, residual, False,
     )  # fmt: skip
 
 

@@ -22,12 +22,17 @@ PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MATRIX_PRODUCTS = frozenset(
-    {"pointwise_fwd", "pointwise_bwd", "conv2d_fwd", "conv2d_bwd", "separable_fwd", "inverted_residual_fwd"}
-)
-# Where the input is in a primitive that takes the gradient first.
+    {
+        "pointwise_fwd", "pointwise_into", "pointwise_bwd", "pointwise_bwd_into", "conv2d_fwd", "conv2d_into",
+        "conv2d_bwd", "separable_fwd", "inverted_residual_fwd",
+    }
+)  # fmt: skip
+# Where the input is in a primitive that takes the gradient, or what it writes to, first.
 _INPUT = {
+    "pointwise_bwd_into": 7,
     **dict.fromkeys(("pointwise_bwd", "conv2d_bwd", "depthwise_bwd"), 6),
-    **dict.fromkeys(("affine_act_sums", "capsule_routing_bwd", "squash_bwd"), 1),
+    **dict.fromkeys(("affine_act_sums", "avg_pool2d_bwd", "capsule_routing_bwd", "squash_bwd"), 1),
+    **dict.fromkeys(("affine_act_into", "pointwise_into", "conv2d_into"), 1),
 }
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.
@@ -49,7 +54,7 @@ def unavailable() -> str | None:
 
 
 def _operands(primitive: str, args: Sequence) -> tuple[Tensor, Tensor]:
-    """The input and, in a backward, the gradient (else the input again)."""
+    """The input and what comes first: the gradient, the output that is given, or the input again."""
     return args[_INPUT.get(primitive, 0)], args[0]
 
 
@@ -110,6 +115,14 @@ def nhwc(x: Tensor | None) -> tuple[Tensor | None, int]:
     if stride is None or x.numel() == 0:
         return x.contiguous(memory_format=torch.channels_last), x.shape[1]
     return x, stride
+
+
+def given(out: Tensor) -> int:
+    """The elements from pixel to pixel of an output that the caller gave, for which no NHWC copy can stand in."""
+    stride = pixel_stride(out)
+    if stride is None:
+        raise ValueError(f"out: got strides {list(out.stride())}, expected an NHWC tensor or a channel slice of one")
+    return stride
 
 
 def vector(*sizes: int) -> int:

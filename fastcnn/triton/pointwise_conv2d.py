@@ -8,15 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.registry import Mutable
 from fastcnn.triton.implicit_gemm import pixel_position
-from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, primitive, vector
+from fastcnn.triton.launch import PRECISION, cdiv, empty, given, nhwc, primitive, vector
 from fastcnn.triton.product import matrix, product_tiles, store_output
 from fastcnn.triton.prologue_epilogue import load_activated
 from fastcnn.triton.reductions import merge_moments, moments_buffer
 
 Pair = tuple[int, int]
 
-INTEGERS = ["M", "k_vectors", "c_vectors", "x_vectors", "residual_vectors", "H", "W", "P", "Q"]
+INTEGERS = ["M", "k_vectors", "c_vectors", "x_vectors", "y_vectors", "residual_vectors", "H", "W", "P", "Q"]
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def tile_base(first, ld, SH: tl.constexpr, SW: tl.constexpr):
 @triton.jit(do_not_specialize=INTEGERS)
 def pointwise_fwd_kernel(
     x, weight, y, in_scale, in_shift, out_scale, out_shift, residual, moments,
-    M, k_vectors, c_vectors, x_vectors, residual_vectors, H, W, P, Q,
+    M, k_vectors, c_vectors, x_vectors, y_vectors, residual_vectors, H, W, P, Q,
     IN_ACT: tl.constexpr, OUT_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -72,7 +73,7 @@ def pointwise_fwd_kernel(
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
 
     store_output(
-        acc, y, first, rows, valid, columns, column_mask, C, out_scale, out_shift, OUT_ACT,
+        acc, y, y_vectors * VEC_C, first, rows, valid, columns, column_mask, C, out_scale, out_shift, OUT_ACT,
         residual, residual_vectors * VEC_C, moments, tile_m, tl.cdiv(M, BLOCK_M), tile_n == 0,
     )  # fmt: skip
 
@@ -92,24 +93,45 @@ def pointwise_fwd(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """1x1 convolution with prologue and epilogue; weight [C, K, 1, 1]. Returns y, mean, var."""
+    size = (conv_out_size(x.shape[2 + i], 1, stride[i], 0, 1) for i in (0, 1))
+    y = empty_nhwc(x.shape[0], weight.shape[0], *size, like=x)
+    head, tail = (in_scale, in_shift, in_act), (out_scale, out_shift, out_act)
+    return y, *pointwise_into(y, x, weight, *head, *tail, residual, stride, stats)
+
+
+@primitive
+def pointwise_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    out_scale: Tensor | None,
+    out_shift: Tensor | None,
+    out_act: int,
+    residual: Tensor | None,
+    stride: Pair,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """pointwise_fwd with its output written to ``out``, a channel slice of an NHWC buffer. Returns mean, var."""
     x, x_ld = nhwc(x)
     residual, residual_ld = nhwc(residual)
-    (n, k, h, w), c = x.shape, weight.shape[0]
-    p, q = (conv_out_size(size, 1, s, 0, 1) for size, s in zip((h, w), stride))
-    y = empty_nhwc(n, c, p, q, like=x)
+    out_ld = given(out)
+    (n, k, h, w), (_, c, p, q) = x.shape, out.shape
     m = n * p * q
-    vec_k, vec_c = vector(k, x_ld), vector(c, residual_ld)
+    vec_k, vec_c = vector(k, x_ld), vector(c, out_ld, residual_ld)
     tiles = product_tiles(m, c, k, x.element_size(), vec_k)
     rows = cdiv(m, tiles.m)
     moments = moments_buffer(rows, c, x) if stats else None
     if m:
         pointwise_fwd_kernel[(rows * cdiv(c, tiles.n),)](
-            x, matrix(weight, x), y, in_scale, in_shift, out_scale, out_shift, residual, moments,
-            m, k // vec_k, c // vec_c, x_ld // vec_k, residual_ld // vec_c, h, w, p, q,
+            x, matrix(weight, x), out, in_scale, in_shift, out_scale, out_shift, residual, moments,
+            m, k // vec_k, c // vec_c, x_ld // vec_k, out_ld // vec_c, residual_ld // vec_c, h, w, p, q,
             in_act, out_act, *stride, vec_k, vec_c, PRECISION, tiles.m, tiles.n, tiles.k,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-    return (y, *merge_moments(moments, rows, c)) if stats else (y, empty(x), empty(x))
+    return merge_moments(moments, rows, c) if stats else (empty(x), empty(x))
 
 
 def zeros_nhwc(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcnn.ops.layout import empty_nhwc
-from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, primitive, vector
+from fastcnn.ops.registry import Mutable
+from fastcnn.triton.launch import PRECISION, cdiv, empty, given, nhwc, primitive, vector
 from fastcnn.triton.pointwise_conv2d import pixel_offsets, tile_base, zeros_nhwc
 from fastcnn.triton.product import (
     input_gradient_tiles,
@@ -26,20 +27,24 @@ Pair = tuple[int, int]
 INTEGERS = ["M", "k_vectors", "c_vectors", "grad_vectors", "y_vectors", "x_vectors", "H", "W", "P", "Q"]
 
 
-@triton.jit(do_not_specialize=INTEGERS)
+@triton.jit(do_not_specialize=["dx_vectors", *INTEGERS])
 def pointwise_dgrad_kernel(
     grad, y, y_scale, y_shift, coef, weight, x, x_scale, x_shift, x_mean, dx, sums, residual,
-    M, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
+    dx_vectors, M, k_vectors, c_vectors, grad_vectors, y_vectors, x_vectors, H, W, P, Q,
     Y_ACT: tl.constexpr, X_ACT: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     VEC_K: tl.constexpr, VEC_C: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
-    """dx[m, k] = x_act'(x[m, k]) * sum_c dy[m, c] * weight[c, k], and the tile's share of sums (rows [tiles, 2, K])."""
+    """dx[m, k] = x_act'(x[m, k]) * sum_c dy[m, c] * weight[c, k], and the tile's share of sums (rows [tiles, 2, K]).
+
+    With ADDS dx[m, k] += x_scale[k] * that.
+    """
     K = k_vectors * VEC_K
     C = c_vectors * VEC_C
     grad_ld = grad_vectors * VEC_C
     y_ld = y_vectors * VEC_C
     x_ld = x_vectors * VEC_K
+    dx_ld = dx_vectors * VEC_K
     tiles_n = tl.cdiv(K, BLOCK_N)
     tile_m = tl.program_id(0) // tiles_n
     first = tile_m * BLOCK_M
@@ -65,12 +70,12 @@ def pointwise_dgrad_kernel(
 
     mask = valid[:, None] & column_mask[None, :]
     x_offsets = pixel_offsets(first, rows, x_ld, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
-    dx_offsets = pixel_offsets(first, rows, K, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
+    dx_offsets = pixel_offsets(first, rows, dx_ld, H, W, P, Q, SH, SW)[:, None] + columns[None, :]
     if residual is not None:
-        residual += tile_base(first, K, SH, SW)
+        residual += tile_base(first, dx_ld, SH, SW)
     store_input_gradient(
-        acc, x + tile_base(first, x_ld, SH, SW), x_offsets, dx + tile_base(first, K, SH, SW), dx_offsets, mask,
-        columns, column_mask, K, x_scale, x_shift, X_ACT, x_mean, sums, tile_m, residual,
+        acc, x + tile_base(first, x_ld, SH, SW), x_offsets, dx + tile_base(first, dx_ld, SH, SW), dx_offsets, mask,
+        columns, column_mask, K, x_scale, x_shift, X_ACT, x_mean, sums, tile_m, residual, ADDS,
     )  # fmt: skip
 
 
@@ -139,42 +144,86 @@ def pointwise_bwd(
     need_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of pointwise_fwd. Returns dx, dw [C, K, 1, 1], sums."""
+    upstream, source = (grad, y, y_scale, y_shift, y_act, coef), (x, x_scale, x_shift, x_act, x_mean)
+    if not need_dx:
+        return grad.new_empty(0), *_backward(upstream, source, weight, stride, None, None, need_dw, False)
+    fused = None if residual is None or need_sums else residual.contiguous(memory_format=torch.channels_last)
+    if max(stride) == 1:
+        dx = empty_nhwc(*x.shape, like=grad)
+    else:
+        dx = zeros_nhwc(x, grad.dtype) if fused is None else fused.clone(memory_format=torch.channels_last)
+    dw, sums = _backward(upstream, source, weight, stride, dx, fused, need_dw, need_sums)
+    if need_sums and residual is not None:
+        dx.add_(residual)
+    return dx, dw, sums
+
+
+@primitive
+def pointwise_bwd_into(
+    dx: Mutable,
+    grad: Tensor,
+    y: Tensor | None,
+    y_scale: Tensor | None,
+    y_shift: Tensor | None,
+    y_act: int,
+    coef: Tensor | None,
+    x: Tensor,
+    x_scale: Tensor | None,
+    x_shift: Tensor | None,
+    x_act: int,
+    x_mean: Tensor | None,
+    weight: Tensor,
+    need_dw: bool,
+    need_sums: bool,
+) -> tuple[Tensor, Tensor]:
+    """pointwise_bwd of stride 1 that adds x_scale * dx to ``dx``, a channel slice of an NHWC buffer. Returns dw, sums."""
+    upstream, source = (grad, y, y_scale, y_shift, y_act, coef), (x, x_scale, x_shift, x_act, x_mean)
+    return _backward(upstream, source, weight, (1, 1), dx, None, need_dw, need_sums, adds=True)
+
+
+def _backward(
+    upstream: tuple,
+    source: tuple,
+    weight: Tensor,
+    stride: Pair,
+    dx: Tensor | None,
+    residual: Tensor | None,
+    need_dw: bool,
+    need_sums: bool,
+    adds: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """dw and sums; dx is written (or added to) where it is not None, and the residual lies like it."""
+    grad, y, y_scale, y_shift, y_act, coef = upstream
+    x, x_scale, x_shift, x_act, x_mean = source
     grad, grad_ld = nhwc(grad)
     y, y_ld = nhwc(y)
     x, x_ld = nhwc(x)
     (n, k, h, w), (_, c, p, q) = x.shape, grad.shape
-    m = n * p * q
-    vec_k, vec_c = vector(k, x_ld), vector(c, grad_ld, y_ld)
-    upstream = (grad, y, y_scale, y_shift, coef)
+    m, dx_ld = n * p * q, k if dx is None else given(dx)
+    vec_k, vec_c = vector(k, x_ld, dx_ld), vector(c, grad_ld, y_ld)
+    operands = (grad, y, y_scale, y_shift, coef)
     sizes = (m, k // vec_k, c // vec_c, grad_ld // vec_c, y_ld // vec_c, x_ld // vec_k, h, w, p, q)
     constants = (y_act, x_act, *stride, vec_k, vec_c, PRECISION)
-    dx, dw, sums = grad.new_empty(0), empty(x), empty(x)
-    if need_dx:
-        covered = max(stride) == 1
-        fused = None if residual is None or need_sums else residual.contiguous(memory_format=torch.channels_last)
-        if covered:
-            dx = empty_nhwc(n, k, h, w, like=grad)
-        else:
-            dx = zeros_nhwc(x, grad.dtype) if fused is None else fused.clone(memory_format=torch.channels_last)
+    dw, sums = empty(x), empty(x)
+    if dx is not None:
         tiles = input_gradient_tiles(m, k, c, x.element_size(), vec_c, x_act)
         rows = cdiv(m, tiles.m)
         partials = sums_buffer(rows, k, x) if need_sums else None
         if m:
             pointwise_dgrad_kernel[(rows * cdiv(k, tiles.n),)](
-                *upstream, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, fused, *sizes, *constants,
-                tiles.m, tiles.n, tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
+                *operands, matrix(weight, x), x, x_scale, x_shift, x_mean, dx, partials, residual, dx_ld // vec_k,
+                *sizes, *constants, tiles.m, tiles.n, tiles.k, adds, num_warps=tiles.warps, num_stages=tiles.stages,
             )  # fmt: skip
         if need_sums:
             sums = sum_rows(partials)
-            dx = dx if residual is None else dx.add_(residual)
     if need_dw:
         tile = weight_gradient_tiles(c, k, x.element_size(), min(vec_k, vec_c))
         tiles = cdiv(c, tile.n) * cdiv(k, tile.k)
         splits, per_split = pixel_splits(m, tiles, tile.m)
         partials = torch.empty((splits, c, k, 1, 1), dtype=torch.float32, device=x.device)
         pointwise_wgrad_kernel[(splits * tiles,)](
-            *upstream, x, x_scale, x_shift, partials, per_split, *sizes, *constants, tile.n, tile.k, tile.m,
+            *operands, x, x_scale, x_shift, partials, per_split, *sizes, *constants, tile.n, tile.k, tile.m,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         dw = sum_rows(partials)
-    return dx, dw, sums
+    return dw, sums

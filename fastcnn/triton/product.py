@@ -18,7 +18,7 @@ from fastcnn.triton.reductions import tile_moments
 
 @triton.jit
 def store_output(
-    acc, y, first, rows, valid, columns, column_mask, C, out_scale, out_shift, OUT_ACT: tl.constexpr,
+    acc, y, y_ld, first, rows, valid, columns, column_mask, C, out_scale, out_shift, OUT_ACT: tl.constexpr,
     residual, residual_ld, moments, tile, tiles, FIRST,
 ):  # fmt: skip
     """Stores the epilogue of pixels first + rows and channels ``columns`` of C, and the tile's share of the moments."""
@@ -31,8 +31,8 @@ def store_output(
     if out_shift is not None:
         out_shift = per_channel(out_shift, columns, column_mask)
     acc = epilogue(acc, out_scale, out_shift, OUT_ACT, residual, residual_offsets, mask)
-    y += first.to(tl.int64) * C
-    offsets = rows[:, None] * C + columns[None, :]
+    y += first.to(tl.int64) * y_ld
+    offsets = rows[:, None] * y_ld + columns[None, :]
     tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=mask)
     if moments is not None:
         tile_moments(y, offsets, mask, valid, moments, tile, tiles, columns, column_mask, C, FIRST)
@@ -41,18 +41,24 @@ def store_output(
 @triton.jit
 def store_input_gradient(
     acc, x, x_offsets, dx, dx_offsets, mask, columns, column_mask, K,
-    x_scale, x_shift, X_ACT: tl.constexpr, x_mean, sums, tile, residual,
+    x_scale, x_shift, X_ACT: tl.constexpr, x_mean, sums, tile, residual, ADDS: tl.constexpr,
 ):  # fmt: skip
     """Stores acc * x_act'(x) at dx, and the tile's share of the sums (rows [tiles, 2, K]); or, without sums, plus residual.
 
-    The residual lies like dx.
+    The residual lies like dx. With ADDS the result, times x_scale after its sums, is added to what dx holds.
     """
+    if ADDS:
+        before = tl.load(dx + dx_offsets, mask=mask, other=0.0)
     if X_ACT != 0:
         raw = tl.load(x + x_offsets, mask=mask, other=0.0)
         acc = mask_gradient(acc, load_affine(raw, x_scale, x_shift, columns, column_mask), X_ACT)
     if residual is not None:
         acc += tl.load(residual + dx_offsets, mask=mask, other=0.0).to(tl.float32)
-    tl.store(dx + dx_offsets, acc.to(dx.dtype.element_ty), mask=mask)
+    if ADDS and sums is not None:
+        # dx lends its memory to the read-back: no thread may still have to read what it held.
+        tl.debug_barrier()
+    if not ADDS or sums is not None:
+        tl.store(dx + dx_offsets, acc.to(dx.dtype.element_ty), mask=mask)
     if sums is not None:
         # Read back as in tile_moments; and the product, x and their sums at a time do not fit registers beside a SiLU.
         tl.debug_barrier()
@@ -63,6 +69,13 @@ def store_input_gradient(
         row = sums + tile.to(tl.int64) * 2 * K + columns
         tl.store(row, tl.sum(out, 0), mask=column_mask)
         tl.store(row + K, tl.sum(out * raw, 0), mask=column_mask)
+        if ADDS:
+            acc = out
+            tl.debug_barrier()
+    if ADDS:
+        if x_scale is not None:
+            acc *= per_channel(x_scale, columns, column_mask)
+        tl.store(dx + dx_offsets, (before.to(tl.float32) + acc).to(dx.dtype.element_ty), mask=mask)
 
 
 class Tiles(NamedTuple):
@@ -114,11 +127,13 @@ def weight_gradient_tiles(c: int, k: int, itemsize: int, vec: int, gathered: boo
     """The tile [n, k] of a weight gradient [c, k], summed over m pixels a step; vec is the narrower operand's.
 
     Float32 tiles have 64 rows: three TF32 products of transposed operands take twice the registers. Single elements
-    take 32 pixels a step, and they and a gathered operand 8 warps, for the reasons of product_tiles.
+    take 32 pixels a step, and they and a gathered operand 8 warps, for the reasons of product_tiles. Float32 in 4 warps
+    takes 16 pixels a step: with 32, what is split for mma.sync needs a few registers more than there are.
     """
     block_c = pow2(c, 16, 64 if itemsize == 4 else 128)
-    step = 32 if itemsize == 4 or vec == 1 else 64
-    return Tiles(step, block_c, pow2(k, 16, 64), 8 if block_c == 128 or vec == 1 or gathered else 4, 3)
+    warps = 8 if block_c == 128 or vec == 1 or gathered else 4
+    step = (16 if warps == 4 else 32) if itemsize == 4 else 32 if vec == 1 else 64
+    return Tiles(step, block_c, pow2(k, 16, 64), warps, 3)
 
 
 def pixel_splits(m: int, tiles: int, step: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from fastcnn import triton as backend
 from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE
 from fastcnn.triton.launch import INTERPRETED
 from tests.ops.cases import affine, on_grid
+from tests.triton import test_avg_pool2d as avg_pool2d
 from tests.triton import test_capsule_routing as capsules
 from tests.triton import test_conv2d as conv2d
 from tests.triton import test_depthwise_conv2d as depthwise
@@ -67,6 +68,10 @@ def test_pointwise_backward(dtype, capability):
     assert set(made) == {"pointwise_dgrad_kernel", "pointwise_wgrad_kernel"}
     if capability == 90:
         assert all("wgmma.mma_async" in kernel.ptx for kernel in made.values())
+
+
+def test_pointwise_backward_of_a_masked_gradient():
+    compiled("pointwise_bwd", pointwise.arguments("masked", N, 256, 512, (28, 28), ONE, FP32, (False, True, False)), 80)
 
 
 def test_pointwise_strided():
@@ -210,10 +215,66 @@ def test_separable(variant, c, geometry, dtype, capability):
 def test_affine_act(dtype, capability):
     y, grad = image(N, 144, SIZE, dtype), on_grid(N, 144, *SIZE, dtype=dtype)
     compiled("affine_act_fwd", (y, *affine(144), 3, grad), capability)
+    compiled("affine_act_into", (prefix(256, dtype), prefix(256, dtype, 256), *affine(256), 1, None), capability)
     compiled("affine_act_sums", (grad, y, *affine(144), 3, torch.randn(144)), capability, folding=True)
     compiled("affine_act_dgrad", (grad, y, *affine(144), 1, torch.randn(4, 144), y), capability)
     compiled("residual_act_bwd", (grad, y, 1, y, torch.randn(144), True), capability, folding=True)
     compiled("channel_statistics", (y,), capability, folding=True)
+
+
+def prefix(channels: int, dtype: torch.dtype, buffer: int = 512) -> torch.Tensor:
+    """The first channels of a dense block's buffer."""
+    whole = torch.empty(N, buffer, 28, 28, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+    return whole[:, :channels]
+
+
+# DenseNet-121's second block: a prefix of 256 channels, 128 of the 1x1 convolution, 32 of the 3x3. Below it its last
+# block's longest prefix, and DenseNet-161's growth of 48.
+DENSE = [
+    (256, 128, 32, BF16, 90),
+    (256, 128, 32, FP32, 80),
+    pytest.param(256, 128, 32, FP32, 90, marks=pytest.mark.slow),
+    pytest.param(256, 128, 32, BF16, 80, marks=pytest.mark.slow),
+    pytest.param(256, 128, 32, FP16, 90, marks=pytest.mark.slow),
+    pytest.param(480, 192, 48, BF16, 90, marks=pytest.mark.slow),
+    pytest.param(480, 192, 48, FP32, 80, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("channels", "middle", "growth", "dtype", "capability"), DENSE, ids=str)
+def test_dense_layer(channels, middle, growth, dtype, capability):
+    x, mid, none = prefix(channels, dtype), prefix(middle, dtype, middle), (None, None, 0, None)
+    grad = y = prefix(growth, dtype)
+    w1, w2 = torch.empty(middle, channels, 1, 1), torch.empty(growth, middle, 3, 3)
+    first, second, where = (*affine(channels), 1), (*affine(middle), 1), (ONE, ONE, ONE, 1)
+    made = compiled("pointwise_fwd", (x, w1, *first, *none, ONE, True), capability)
+    made |= compiled("conv2d_into", (y, mid, w2, *second, *none, *where, True), capability)
+    if dtype != FP32:
+        store = r"st\.global\.v4\.b32"
+        assert re.search(store, made["conv2d_fwd_kernel"].ptx), "a slice is not written in vectors"
+    source, coef = (mid, *second, torch.empty(middle)), torch.empty(4, growth)
+    compiled("conv2d_bwd", (grad, y, None, None, 0, coef, *source, w2, None, *where, *ALL), capability)
+    upstream, source = (mid, mid, None, None, 0, torch.empty(4, middle)), (x, *first, torch.empty(channels))
+    made = compiled("pointwise_bwd_into", (prefix(channels, dtype), *upstream, *source, w1, True, True), capability)
+    assert set(made) == {"pointwise_dgrad_kernel", "pointwise_wgrad_kernel"}
+    if capability == 90:
+        assert "wgmma.mma_async" in made["pointwise_dgrad_kernel"].ptx
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_accumulated_gradient_without_sums(dtype, capability):
+    x, mid = prefix(256, dtype), prefix(128, dtype, 128)
+    upstream, source = (mid, mid, None, None, 0, torch.empty(4, 128)), (x, *affine(256), 1, None)
+    args = (prefix(256, dtype), *upstream, *source, torch.empty(128, 256, 1, 1), False, False)
+    compiled("pointwise_bwd_into", args, capability)
+
+
+@pytest.mark.parametrize("window", [((2, 2), (2, 2), (0, 0), True), ((3, 3), (2, 2), ONE, False)], ids=str)
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_avg_pool2d(dtype, capability, window):
+    forward, backward = avg_pool2d.arguments((N, 256, SIZE), window, dtype, 1)
+    compiled("avg_pool2d_fwd", forward, capability)
+    compiled("avg_pool2d_bwd", (*backward, True), capability, folding=True)
 
 
 @pytest.mark.parametrize("unit", [ELEMENT, CHANNEL, SAMPLE])
