@@ -115,9 +115,7 @@ class ForwardByLines {
     return tile_floats(rows, block_of_taps() * words_) +
            ceil_div(panels_, kMicroVectors) * round_up(rows, 32) * columns;
   }
-  int64_t block_of_taps() const {
-    return words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1;
-  }
+  int64_t block_of_taps() const { return words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1; }
 
   // All lines take a block of taps before the next one, with their sums in c.
   void multiply_in_blocks(const Stripe<Words>& stripe, int64_t first, int64_t last, int64_t panel,
