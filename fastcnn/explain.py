@@ -129,9 +129,12 @@ class _Recorder(TorchDispatchMode):
             self._inside -= 1
         arguments = work.named(primitive, args)
         weights = [_dims(v) for name, v in arguments.items() if name.endswith("weight") and v is not None]
-        shapes = f"{_dims(args[0])} * {' * '.join(weights)}" if weights else _dims(args[0])
+        into = primitive.endswith("_into")
+        source = _dims(args[1 if into else 0])
+        shapes = f"{source} * {' * '.join(weights)}" if weights else source
         # What works in place reads and writes its first argument: as much as with an output of its own.
-        made = torch.empty_like(args[0], device="meta") if output is None else output
+        inplace = torch.empty_like(args[0], device="meta") if output is None else output
+        made = [args[0], output] if into else inplace
         self._add(
             primitive, shapes, args, made, backend, _why(primitive, args, backend),
             work.primitive_operations(primitive, args, made),
@@ -202,6 +205,8 @@ def _names(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Within the block the stack holds the names of the modules that are running, the innermost last."""
     handles = []
     for name, module in model.named_modules():
+        if getattr(module, "fused_unless_hooked", False):
+            continue  # a hook would change what runs
         label = name or type(model).__name__
         handles.append(module.register_forward_pre_hook(lambda *_, label=label: stack.append(label)))
         handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))

@@ -12,7 +12,7 @@ from fastcnn import backends
 from fastcnn.benchmark import peaks
 from fastcnn.explain import _model_of, explain
 from fastcnn.models import create_model
-from fastcnn.nn import Bottleneck, CapsuleLinear, Dropout, PreActBlock
+from fastcnn.nn import Bottleneck, CapsuleLinear, DenseBlock, Dropout, PreActBlock
 from fastcnn.ops.conv_chain import Conv, conv_chain
 from fastcnn.optimize import optimize
 
@@ -43,6 +43,20 @@ def test_row_of_a_primitive() -> None:
     assert row.operations == 2 * 2 * 6 * 5 * 8 * 16
     assert row.bytes == 4 * (2 * 6 * 5 * (8 + 16) + 8 * 16)
     assert row.floor == max(row.operations, row.bytes) / 1e9
+
+
+def test_rows_of_a_dense_block() -> None:
+    model, x = DenseBlock(2, 8, 4, 4), torch.randn(2, 8, 6, 5)
+    rows = {row.op: row for row in explain(model, x, backward=True).rows}
+    pixels = 2 * 6 * 5
+    assert rows["conv2d_into"].shapes == "2×16×6×5 * 4×16×3×3 → 2×4×6×5"
+    assert rows["conv2d_into"].operations == 2 * pixels * 16 * 4 * 9
+    last = rows["pointwise_bwd_into"]  # of the first layer, which comes last
+    assert last.shapes == "2×16×6×5 * 16×8×1×1 → 2×8×6×5"
+    assert last.operations == 2 * 2 * pixels * 8 * 16
+    assert rows["widened"].shapes == "2×8×6×5 → 2×16×6×5"
+    optimized = [row.op for row in explain(optimize(model.eval()), x).rows]
+    assert optimized == ["widened"] + ["pointwise_fwd", "conv2d_into"] * 2
 
 
 def test_backend_is_the_one_that_runs() -> None:

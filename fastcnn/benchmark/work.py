@@ -58,8 +58,8 @@ def primitive_operations(primitive: str, args: Sequence, output: object) -> floa
     arguments = named(primitive, args)
     if primitive.startswith("capsule"):
         return _capsule_operations(arguments)
-    if "need_dx" in arguments:
-        grad, wanted = arguments["grad"], arguments["need_dx"] + arguments["need_dw"]
+    if "need_dw" in arguments:
+        grad, wanted = arguments["grad"], arguments.get("need_dx", True) + arguments["need_dw"]
         return wanted * _forward_operations({"weight": arguments["weight"]}, grad)
     if any(name.endswith("weight") for name in arguments):
         return _forward_operations(arguments, next(iter(tensors([output]))))

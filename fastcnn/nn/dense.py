@@ -19,6 +19,7 @@ class DenseUnit(nn.Module):
     Subclasses name the submodules (`norms`, `convs`). Alone, a unit is one fused chain.
     """
 
+    fused_unless_hooked = True
     drop_rate: float
 
     def norms(self) -> tuple[nn.Module, nn.Module]:
