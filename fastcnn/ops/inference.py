@@ -24,6 +24,7 @@ class Step(NamedTuple):
     before: tuple
     after: tuple
     takes_residual: bool = True
+    into: Callable | None = None  # the primitive that writes into a slice of a buffer
     packed: tuple | None = None  # `before` with weights in the CPU backend's own layout
 
 
@@ -43,15 +44,11 @@ def _name(op: Callable) -> str:
     return op._schema.name.removeprefix("fastcnn::")
 
 
-# Those that can write into a slice of a buffer, and the primitive that does.
-_INTO = {"pointwise_fwd": "pointwise_into", "conv2d_fwd": "conv2d_into"}
-
-
 def _run_packed(step: Step, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor | tuple | None:
     """The step on the CPU backend with its packed weights, or None where another backend is chosen."""
     name, args = _name(step.op), (x, *step.packed, residual, *step.after)
     if out is not None:
-        name, args = _INTO[name], (out, *args)
+        name, args = _name(step.into), (out, *args)
     if backends.selected(name, args) != "cpu":
         return None
     return backends.choose(name, args)(*args)
@@ -77,12 +74,14 @@ def _step(gs: Sequence, weights: Sequence, epilogues: Sequence, head: tuple) -> 
             window = (first.stride, first.stride, (0, 0), True)
             return Step(ops.avg_pool2d_fwd.default, head, window, takes_residual=False)
         if first.op == "pointwise":
-            return Step(ops.pointwise_fwd.default, (w0, *head, *tails[0]), (first.stride, False))
+            after = (first.stride, False)
+            return Step(ops.pointwise_fwd.default, (w0, *head, *tails[0]), after, into=ops.pointwise_into.default)
         if first.op == "depthwise":
             return Step(ops.depthwise_fwd.default, (w0, *head, *tails[0]), (*where, False))
         if first.op == "separable":
             return Step(ops.separable_fwd.default, (w0, w1, *head, None, None, 0, *tails[0]), (*where, False))
-        return Step(ops.conv2d_fwd.default, (w0, *head, *tails[0]), (*where, first.groups, False))
+        after = (*where, first.groups, False)
+        return Step(ops.conv2d_fwd.default, (w0, *head, *tails[0]), after, into=ops.conv2d_into.default)
     second = weights[1][0]
     if first.op == "depthwise":
         return Step(ops.separable_fwd.default, (w0, second, *head, *tails[0], *tails[1]), (*where, False))
@@ -113,12 +112,11 @@ def steps(geometries: Sequence, weights: Sequence, epilogues: Sequence, head: tu
 
 def _run_into(out: Tensor, x: Tensor, step: Step, residual: Tensor | None) -> None:
     """The step with its output in a slice."""
-    name = _name(step.op)
-    if name not in _INTO:
+    if step.into is None:
         y = step.op(x, *step.before, residual, *step.after)
         ops.affine_act_into(out, y if isinstance(y, Tensor) else y[0], None, None, activations.NONE, None)
     elif torch.compiler.is_compiling() or step.packed is None or _run_packed(step, x, residual, out) is None:
-        getattr(ops, _INTO[name])(out, x, *step.before, residual, *step.after)
+        step.into(out, x, *step.before, residual, *step.after)
 
 
 def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None, out: Tensor | None = None) -> Tensor:
