@@ -78,7 +78,8 @@ class Backward {
 
   // Fixed by the shape alone, so that any number of threads sums in one order.
   int64_t chunk_count() const {
-    const int64_t count = round_up(ceil_div(pixels_, kChunkPixels), 2);  // an odd one leaves a thread idle
+    int64_t count = ceil_div(pixels_, kChunkPixels);
+    if (count > 1) count = round_up(count, 2);  // an odd one leaves a thread idle
     return !together_ ? 1 : count > kMostChunks ? kMostChunks : count;
   }
   int64_t chunk_end(int64_t begin) const {
@@ -90,7 +91,7 @@ class Backward {
     const int64_t begin = chunk * chunk_rows_, end = chunk_end(begin);
     if (begin >= end) {
       std::memset(dw, 0, size_t(p_.n * k_pitch_) * sizeof(float));
-      if (sums) std::memset(sums, 0, size_t(2 * k_pitch_) * sizeof(float));
+      if (p_.output.sums) std::memset(sums, 0, size_t(2 * k_pitch_) * sizeof(float));
       return;
     }
     for (int64_t first = begin; first < end; first += rows_) {
