@@ -132,9 +132,9 @@ def test_keeps_the_buffer_and_the_1x1_outputs():
     x, block = torch.randn(2, 16, 8, 8, requires_grad=True), copied(layers(5, 16, 8, 32), torch.float32)
     pixels = 2 * 8 * 8
     for memory, values in (("fast", pixels * (56 + 5 * 32)), ("min", pixels * 56)):
-        node = dense_block(x, block, memory=memory).grad_fn
+        y = dense_block(x, block, memory=memory)
         large = [
-            t for t in node.saved_tensors if t is not None and t.dim() == 4 and t.shape[0] == 2 and t.shape[2] == 8
+            t for t in y.grad_fn.saved_tensors if t is not None and t.dim() == 4 and t.shape[0] == 2 and t.shape[2] == 8
         ]
         assert sum(t.numel() for t in large) == values
 
