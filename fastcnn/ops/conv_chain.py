@@ -81,7 +81,10 @@ def _flatten(conv: Conv, acc: torch.dtype) -> tuple[_Geometry, list[Tensor | Non
 
 
 def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool, epilogue=_STORE):
-    """Raw output, mean, var; or, with an epilogue (scale, shift, act, residual), what that makes of it."""
+    """Raw output, mean, var; or, with an epilogue (scale, shift, act, residual), what that makes of it.
+
+    weights are two, the second None but for "separable".
+    """
     head = (pre.scale, pre.shift, act)
     if g.op == "identity":
         return x, *(ops.channel_statistics(x) if stats else (None, None))
@@ -145,16 +148,27 @@ def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
     return _plus(grad, residual)
 
 
-def _ends_in_epilogue(g: _Geometry, residual: Tensor | None) -> bool:
+def _ends_in_epilogue(g: _Geometry, stage: Sequence[Tensor | None], residual: Tensor | None) -> bool:
     """Whether the last stage can be stored finished: backward needs no raw output behind a bias alone.
 
     The mask of its activation is then seen from the output.
     """
-    if g.op in ("identity", "average") or g.norm.name not in ("none", "affine"):
+    if g.op == "identity" or g.norm.name not in ("none", "affine") or stage[2] is not None:
         return False
     act = g.act & ~activations.AFTER_RESIDUAL
     last = act == activations.NONE or residual is None or g.act != act
     return last and act in activations.KNOWN_FROM_OUTPUT
+
+
+def _store_finished(geometries: tuple, stage: Sequence[Tensor | None], x: Tensor, pre: Applied, act: int, residual):
+    """The chain's output, and the geometries with an activation that backward sees from it."""
+    g = geometries[-1]
+    if g.act:
+        g = g._replace(act=g.act | activations.AFTER_RESIDUAL)
+    *weights, _, shift, _, _ = stage
+    shift = applied(g.norm, None, shift, None, None, accumulation_dtype(x)).shift
+    out, *_ = _convolve(g, x, weights, pre, act, False, (None, shift, g.act, residual))
+    return out, (*geometries[:-1], g)
 
 
 class _ConvChain(torch.autograd.Function):
@@ -163,22 +177,11 @@ class _ConvChain(torch.autograd.Function):
         residual = x if adds_input else residual
         acc = accumulation_dtype(x)
         stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
-        pre, act = Applied(), activations.NONE
+        pre, act, n = Applied(), activations.NONE, len(stages)
         raw, norms, batch, totals = [x], [], [], {}
-        last = len(stages) - 1
-        finished = stages[-1][2] is None and _ends_in_epilogue(geometries[-1], residual)
-        if finished and geometries[-1].act:
-            act_last = geometries[-1].act | activations.AFTER_RESIDUAL
-            geometries = (*geometries[:-1], geometries[-1]._replace(act=act_last))
-        for i, (g, (w0, w1, scale, shift, mean, var)) in enumerate(zip(geometries, stages, strict=True)):
-            weights = (w0,) if w1 is None else (w0, w1)
-            if finished and i == last:
-                shift = applied(g.norm, None, shift, None, None, acc).shift
-                y, *_ = _convolve(g, raw[-1], weights, pre, act, False, (None, shift, g.act, residual))
-                pre, act = Applied(), g.act
-                raw.append(y)
-                norms.append(pre)
-                break
+        finished = _ends_in_epilogue(geometries[-1], stages[-1], residual)
+        raws = slice(n - finished)
+        for g, (*weights, scale, shift, mean, var) in zip(geometries[raws], stages[raws], strict=True):
             y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm.trains)
             if g.norm.trains:
                 mean, var = batch_mean, batch_var
@@ -189,9 +192,15 @@ class _ConvChain(torch.autograd.Function):
             pre, act = applied(g.norm, scale, shift, mean, var, acc), g.act
             raw.append(y)
             norms.append(pre)
-        out = raw[-1]
-        if not finished and (pre.scale is not None or pre.shift is not None or act or residual is not None):
-            out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
+        if finished:
+            out, geometries = _store_finished(geometries, stages[-1], raw[-1], pre, act, residual)
+            pre, act = Applied(), geometries[-1].act
+            raw.append(None)
+            norms.append(pre)
+        else:
+            out = raw[-1]
+            if pre.scale is not None or pre.shift is not None or act or residual is not None:
+                out = ops.affine_act_fwd(out, pre.scale, pre.shift, act, residual)
         ctx.geometries, ctx.adds_input, ctx.totals = geometries, adds_input, totals
         ctx.input_remade, ctx.residual_remade = remade
         ctx.unpacked = ctx.output = None
