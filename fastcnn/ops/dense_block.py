@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
 from fastcnn.ops.distributed import merge_statistics, sum_over
+from fastcnn.ops.dropout import ELEMENT, distribution, key_of
 from fastcnn.ops.layout import accumulation_dtype, autocast, empty_nhwc, to_nhwc
 from fastcnn.ops.normalisation import (
     Applied,
@@ -52,14 +53,10 @@ class DenseLayer(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """Inverted dropout of each layer's output: the probability, and each layer's key and offset [2]."""
+    """Inverted dropout of each layer's output: p, scale and unit (dropout.distribution), and each layer's key [2]."""
 
-    p: float = 0.0
-    seeds: tuple[Tensor, ...] = ()
-
-    def how(self) -> tuple[float, float, int]:
-        """p, scale and unit as the dropout primitives take them."""
-        return self.p, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0, 0
+    how: tuple[float, float, int]
+    keys: tuple[Tensor, ...] = ()
 
 
 class _Stage(NamedTuple):
@@ -111,13 +108,13 @@ class _Statistics:
         self.var[first : first + len(var)] = var
 
 
-def _write_slice(out: Tensor, mid: Tensor, weight: Tensor, pre: Applied, act: int, how, seed, stats: bool):
-    """The 3x3 convolution into its slice, with dropout where there is a seed; the slice's statistics."""
+def _write_slice(out: Tensor, mid: Tensor, weight: Tensor, pre: Applied, act: int, how, key, stats: bool):
+    """The 3x3 convolution into its slice, with dropout where there is a key; the slice's statistics."""
     head, where = (pre.scale, pre.shift, act), (_ONE, _ONE, _ONE, 1)
-    if seed is None:
+    if key is None:
         return ops.conv2d_into(out, mid, weight, *head, *_STORE, *where, stats)
     y, _, _ = ops.conv2d_fwd(mid, weight, *head, *_STORE, *where, False)
-    ops.dropout_inplace(y, *how, seed)
+    ops.dropout_inplace(y, *how, key)
     ops.affine_act_into(out, y, None, None, activations.NONE, None)
     return ops.channel_statistics(out) if stats else (None, None)
 
@@ -141,12 +138,12 @@ def _forward(x: Tensor, kinds, stages: Sequence[_Stage], drop: Dropout, statisti
         tail = (second.scale, second.shift, _RELU, None) if finish else _STORE
         mid, *own = ops.pointwise_fwd(prefix, s.weight1, first.scale, first.shift, _RELU, *tail, _ONE, kind2.trains)
         if kind2.trains:
-            own = statistics.merged(*own, pixels) if statistics else own
+            own = statistics.merged(*own, pixels)
             second = applied(kind2, s.scale2, s.shift2, *own, acc)
             batch += own
         pre, act = (Applied(), activations.NONE) if finish else (second, _RELU)
-        seed = drop.seeds[i] if drop.seeds else None
-        written = _write_slice(out, mid, s.weight2, pre, act, drop.how(), seed, statistics is not None)
+        key = drop.keys[i] if drop.keys else None
+        written = _write_slice(out, mid, s.weight2, pre, act, drop.how, key, statistics is not None)
         if statistics:
             statistics.put(c, *statistics.merged(*written, pixels))
         if not finish:
@@ -242,11 +239,11 @@ class _Backward(NamedTuple):
         grad, y = self.total[:, own], self.buffer[:, own]
         coef = None if self.shares is None else self.shares.coefficients(own.start, own.stop)
         upstream = (grad, None if coef is None else y, None, None, activations.NONE, coef)
-        if not self.ctx.drop.seeds:
+        if not self.ctx.drop.keys:
             return upstream
         dense = ops.affine_act_dgrad(grad, y, None, None, activations.NONE, coef, None)
-        seed = self.ctx.drop.seeds[self.index]
-        dz, _ = ops.dropout_bwd(dense, None, None, activations.NONE, *self.ctx.drop.how(), seed, False)
+        key = self.ctx.drop.keys[self.index]
+        dz, _ = ops.dropout_bwd(dense, None, None, activations.NONE, *self.ctx.drop.how, key, False)
         return dz, None, None, None, activations.NONE, None
 
     def run(self, s: _Stage, mid: Tensor | None, first: Applied, second: Applied, needs: Sequence[bool]) -> list:
@@ -280,13 +277,6 @@ def _flattened(layer: DenseLayer, acc: torch.dtype) -> tuple[tuple[Kind, Kind], 
     return (kind1, kind2), _Stage(layer.weight1, *first, layer.weight2, *second)
 
 
-def _seeds(x: Tensor, p: float, layers: int) -> tuple[Tensor, ...]:
-    least = -(1 << 63)
-    if p == 0.0:
-        return ()
-    return torch.randint(least, -least - 1, (layers, 2), dtype=torch.int64, device=x.device).unbind()
-
-
 def dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float = 0.0, memory: str = "fast") -> Tensor:
     """A DenseNet's block in one buffer, differentiable: x, then every layer's output, along the channels.
 
@@ -312,7 +302,7 @@ def dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float = 0.0,
     count = x.numel() // max(x.shape[1], 1)
     if trains and count <= 1 and all(k.group is None for pair in kinds for k in pair):
         raise ValueError(f"batch statistics: got {count} value per channel, expected more than 1")
-    drop = Dropout(drop_rate, _seeds(x, drop_rate, len(layers)))
+    drop = Dropout(distribution(float(drop_rate), ELEMENT), tuple(key_of(x) for _ in layers) if drop_rate else ())
     tensors = [t for stage in stages for t in stage]
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
     if not trains and (not differentiable or torch.compiler.is_exporting()):
@@ -326,7 +316,7 @@ def dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float = 0.0,
 def _update(layers: Sequence[DenseLayer], kinds, channels: int, batch: list[Tensor], count: int) -> None:
     """Moves the running statistics of every layer that has some."""
     mean, var, *own = batch
-    if len(own) % 2:
+    if len(own) % 2:  # SyncBatchNorm's: the processes' values together, after the pairs
         count = own.pop()
     own = iter(zip(own[::2], own[1::2], strict=True))
     growth = layers[0].weight2.shape[0]

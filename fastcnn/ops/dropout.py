@@ -187,7 +187,12 @@ class _InplaceDropout(torch.autograd.Function):
 Seed = int | tuple[int, int]
 
 
-def _seed(x: Tensor, generator: torch.Generator | None, seed: Seed | None) -> Tensor:
+def distribution(p: float, unit: int, rescale: bool = True) -> tuple[float, float, int]:
+    """p, scale and unit as the primitives take them."""
+    return p, 1 / (1 - p) if rescale and p < 1 else 1.0, unit
+
+
+def key_of(x: Tensor, generator: torch.Generator | None = None, seed: Seed | None = None) -> Tensor:
     """Key and offset [2]: the ones given, or the next of torch's generator."""
     if seed is None:
         least = -(1 << 63)
@@ -257,8 +262,8 @@ def _run(
         return x
     if inplace and not plain:
         raise ValueError("inplace: got True with a bias, an activation or a residual, expected False")
-    how = (p, 1 / (1 - p) if rescale and p < 1 else 1.0, unit)
-    key = _seed(x, generator, seed) if p else torch.zeros(2, dtype=torch.int64, device=x.device)
+    how = distribution(p, unit, rescale)
+    key = key_of(x, generator, seed) if p else torch.zeros(2, dtype=torch.int64, device=x.device)
     own = _dense(x, bias is not None, unit)
     if inplace and own is x:
         return _InplaceDropout.apply(x, key, *how)
