@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcnn.models.inception_layers import InputTransform, chain, conv, truncated_normal
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import Dropout, LocalResponseNorm, MaxPool2d
+from fastcnn.nn import AvgPool2d, Dropout, LocalResponseNorm, MaxPool2d
 from fastcnn.nn.branches import Branch, BranchedModule
 from fastcnn.nn.folded import FoldedClassifier
 from fastcnn.nn.sequential import fold_layers, run_layers
@@ -67,7 +67,7 @@ class InceptionAux(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, dropout: float, paper: bool) -> None:
         super().__init__()
         # At 14 x 14 both give 4 x 4, over other windows.
-        self.pool = nn.AvgPool2d(5, 3) if paper else nn.AdaptiveAvgPool2d(4)
+        self.pool = AvgPool2d(5, 3) if paper else nn.AdaptiveAvgPool2d(4)
         self.conv = conv(in_channels, 128, batch_norm=not paper)
         self.fc1 = nn.Linear(2048, 1024)
         self.fc2 = nn.Linear(1024, num_classes)

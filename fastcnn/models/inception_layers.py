@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastcnn.nn import BasicConv2d
+from fastcnn.nn import AvgPool2d, BasicConv2d
 
 Pair = tuple[int, int]
 
@@ -36,7 +36,7 @@ def chain(channels: int, *convs: tuple, batch_norm: bool = True) -> nn.Sequentia
 
 def average(in_channels: int, out_channels: int) -> nn.Sequential:
     """Average pooling over the pixels of the image, none of the padding's, then a 1x1 convolution, as TensorFlow's."""
-    return nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), conv(in_channels, out_channels))
+    return nn.Sequential(AvgPool2d(3, 1, 1, count_include_pad=False), conv(in_channels, out_channels))
 
 
 class InputTransform(nn.Module):

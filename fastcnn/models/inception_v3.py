@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcnn.models.inception_layers import InputTransform, conv, truncated_normal
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
-from fastcnn.nn import Dropout, MaxPool2d
+from fastcnn.nn import AvgPool2d, Dropout, MaxPool2d
 from fastcnn.nn.branches import Branch, BranchedModule, Fork
 from fastcnn.nn.folded import FoldedClassifier
 from fastcnn.nn.sequential import fold_layers, run_layers
@@ -39,7 +39,7 @@ class InceptionA(BranchedModule):
         self.branch3x3dbl_1 = conv(in_channels, 64)
         self.branch3x3dbl_2 = conv(64, 96, 3)
         self.branch3x3dbl_3 = conv(96, 96, 3)
-        self.pool = nn.AvgPool2d(3, 1, 1)
+        self.pool = AvgPool2d(3, 1, 1)
         self.branch_pool = conv(in_channels, pool_features)
 
     def branches(self) -> Sequence[Branch]:
@@ -79,7 +79,7 @@ class InceptionC(BranchedModule):
         self.branch7x7dbl_3 = conv(c7, c7, WIDE)
         self.branch7x7dbl_4 = conv(c7, c7, TALL)
         self.branch7x7dbl_5 = conv(c7, 192, WIDE)
-        self.pool = nn.AvgPool2d(3, 1, 1)
+        self.pool = AvgPool2d(3, 1, 1)
         self.branch_pool = conv(in_channels, 192)
 
     def branches(self) -> Sequence[Branch]:
@@ -121,7 +121,7 @@ class InceptionE(BranchedModule):
         self.branch3x3dbl_2 = conv(448, 384, 3)
         self.branch3x3dbl_3a = conv(384, 384, (1, 3))
         self.branch3x3dbl_3b = conv(384, 384, (3, 1))
-        self.pool = nn.AvgPool2d(3, 1, 1)
+        self.pool = AvgPool2d(3, 1, 1)
         self.branch_pool = conv(in_channels, 192)
 
     def branches(self) -> Sequence[Branch]:
@@ -137,7 +137,7 @@ class InceptionAux(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(5, 3)
+        self.pool = AvgPool2d(5, 3)
         self.conv0 = conv(in_channels, 128)
         self.conv1 = conv(128, 768, 5, padding=0)
         self.fc = nn.Linear(768, num_classes)
