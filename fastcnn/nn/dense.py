@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,22 +14,22 @@ from fastcnn.nn.fused import BATCH_NORMS, Unit, batch_norm, check_channels, conv
 from fastcnn.nn.sequential import fold_units
 
 
-class DenseUnit(nn.Module):
+class DenseUnit(nn.Module, ABC):
     """What a block runs as one layer: BatchNorm, ReLU, 1x1 convolution, BatchNorm, ReLU, 3x3 convolution, dropout.
 
     Subclasses name the submodules (`norms`, `convs`). Alone, a unit is one fused chain.
     """
 
-    fused_unless_hooked = True
+    fused_unless_hooked = True  # `fastcnn.explain` puts no hook of its own on it
     drop_rate: float
 
+    @abstractmethod
     def norms(self) -> tuple[nn.Module, nn.Module]:
         """The two BatchNorms."""
-        raise NotImplementedError
 
+    @abstractmethod
     def convs(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         """The 1x1 and the 3x3 convolution."""
-        raise NotImplementedError
 
     def units(self) -> list[Unit]:
         """The layer as a chain."""
@@ -111,7 +112,7 @@ def fold_dense_units(units: Sequence[DenseUnit], dtype: torch.dtype | None) -> n
 
 
 class DenseLayer(DenseUnit):
-    """torchvision's _DenseLayer: the same arguments and keys (``norm1``, ``conv1``, ``norm2``, ``conv2``).
+    """torchvision's _DenseLayer with its keys (``norm1``, ``conv1``, ``norm2``, ``conv2``); memory_efficient is the block's.
 
     Args:
         num_input_features: channels of all features before it.
