@@ -63,7 +63,7 @@ def run(function, x: Tensor, block: list[DenseLayer], grad: Tensor) -> list[Tens
 
 
 def compare(x: Tensor, block: list[DenseLayer], **options) -> None:
-    """float32 within its tolerance of float64; through BatchNorms of few values ten times that (as torch's own is)."""
+    """float32 within its tolerance of float64, or twice as far from it as torch's own layers are."""
     grad = torch.randn(plain(x.double(), copied(block, torch.float64)).shape)
     ours = run(lambda x, b: dense_block(x, b, **options), x, copied(block, torch.float32), grad)
     exact = run(plain, x.double(), copied(block, torch.float64), grad.double())
@@ -81,14 +81,19 @@ def test_training(preferred, memory, shape, growth, middle):
     compare(torch.randn(shape), layers(4, shape[1], growth, middle), memory=memory)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(2, 9), st.integers(2, 9)),
     st.integers(1, 20), st.integers(1, 40), st.integers(1, 4), st.booleans(),
 )  # fmt: skip
 def test_shapes(shape, growth, middle, count, training):
     torch.manual_seed(0)
-    compare(torch.randn(shape), layers(count, shape[1], growth, middle, training))
+    x, block = torch.randn(shape), layers(count, shape[1], growth, middle, training)
+    compare(x, block)
+    grad = torch.randn(shape[0], shape[1] + count * growth, *shape[2:], dtype=torch.float64)
+    ours, exact = (run(f, x.double(), copied(block, torch.float64), grad) for f in (dense_block, plain))
+    for i, (o, e) in enumerate(zip(ours, exact, strict=True)):
+        assert (o - e).norm() <= 1e-9 * max(1.0, e.norm().item()), f"tensor {i}"
 
 
 def test_frozen_and_mixed_statistics(preferred):
