@@ -13,7 +13,8 @@ from fastcnn.benchmark import peaks
 from fastcnn.explain import _model_of, explain
 from fastcnn.models import create_model
 from fastcnn.nn import Bottleneck, CapsuleLinear, DenseBlock, Dropout, PreActBlock
-from fastcnn.ops.conv_chain import Conv, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
+from fastcnn.ops.stages import Conv
 from fastcnn.optimize import optimize
 
 

@@ -8,15 +8,17 @@ from fastcnn.ops.avg_pool2d import avg_pool2d
 from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
 from fastcnn.ops.conv_bn_act import conv_bn_act
-from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
 from fastcnn.ops.dense_block import DenseLayer, dense_block
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
 from fastcnn.ops.dropout import drop_path, dropout, dropout2d
 from fastcnn.ops.inverted_residual import inverted_residual
 from fastcnn.ops.max_pool2d import max_pool2d
+from fastcnn.ops.normalisation import Affine, BatchNorm
 from fastcnn.ops.pointwise_conv2d import pointwise_conv2d
 from fastcnn.ops.separable_conv2d import separable_conv2d
 from fastcnn.ops.squash import squash
+from fastcnn.ops.stages import Conv
 
 __all__ = [
     "Affine",

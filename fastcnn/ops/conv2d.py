@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcnn.ops import activations
-from fastcnn.ops.conv_chain import Conv, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
 from fastcnn.ops.registry import Mutable, Pair, register
+from fastcnn.ops.stages import Conv
 from fastcnn.ops.validation import HALVES, Labels, pair
 
 

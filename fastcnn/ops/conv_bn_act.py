@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, Pair, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
+from fastcnn.ops.normalisation import Affine, BatchNorm
+from fastcnn.ops.stages import Conv, Pair
 from fastcnn.ops.validation import MAX_DEPTHWISE_KERNEL, Labels, check_choice, pair
 
 ORDERS = ("conv_bn_act", "bn_act_conv")

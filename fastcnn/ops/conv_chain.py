@@ -10,8 +10,6 @@ A pre-activation chain (BatchNorm, activation, convolution) begins with an ident
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,135 +18,23 @@ from torch.autograd.function import once_differentiable
 from fastcnn.ops import activations, inference
 from fastcnn.ops.distributed import merge_statistics
 from fastcnn.ops.layout import accumulation_dtype, autocast, conv_out_size, to_nhwc
-from fastcnn.ops.normalisation import (
-    Affine,
-    Applied,
-    BatchNorm,
-    Kind,
-    applied,
-    flatten,
-    gradient_coefficients,
-    update_running_statistics,
-)
+from fastcnn.ops.normalisation import Applied, applied, gradient_coefficients, update_running_statistics
 from fastcnn.ops.rematerialization import input_of, is_remade, output_of, release, saved
+from fastcnn.ops.stages import (
+    SLOTS,
+    Conv,
+    Geometry,
+    convolve,
+    convolve_backward,
+    flatten_stage,
+    identity_backward,
+)
 from fastcnn.ops.validation import Labels, check_chain, kernel_of
 
-Pair = tuple[int, int]
 ops = torch.ops.fastcnn
 
 
-@dataclass(frozen=True)
-class Conv:
-    """One convolution of a chain, then its bias, then its normalisation, then its activation.
-
-    ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise), "conv2d", "average" (no weights: the mean
-    of windows as large as the stride) or, as the first of a chain, "identity" (no weights): the input's own normalisation
-    and activation, before the first convolution or alone.
-    """
-
-    op: str
-    weights: tuple[Tensor, ...] = ()
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    groups: int = 1
-    norm: Affine | BatchNorm | None = None
-    act: str = "none"
-    bias: Tensor | None = None
-
-
-class _Geometry(NamedTuple):
-    """A Conv without its tensors: what the autograd function keeps as a constant."""
-
-    op: str
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    norm: Kind
-    act: int
-
-
-_STORE = (None, None, activations.NONE, None)  # the epilogue that does nothing
-_SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean, var
-
-
-def _flatten(conv: Conv, acc: torch.dtype) -> tuple[_Geometry, list[Tensor | None]]:
-    kind, tensors = flatten(conv.norm, conv.bias, acc)
-    where = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    weights = (*conv.weights, None, None)[:2]
-    return _Geometry(conv.op, *where, kind, activations.code(conv.act)), [*weights, *tensors]
-
-
-def _convolve(g: _Geometry, x, weights, pre: Applied, act: int, stats: bool, epilogue=_STORE):
-    """Raw output, mean, var; or, with an epilogue (scale, shift, act, residual), what that makes of it.
-
-    weights are two, the second None but for "separable".
-    """
-    head = (pre.scale, pre.shift, act)
-    if g.op == "identity":
-        return x, *(ops.channel_statistics(x) if stats else (None, None))
-    if g.op == "average":
-        return ops.avg_pool2d_fwd(x, *head, g.stride, g.stride, (0, 0), True), None, None
-    if g.op == "pointwise":
-        return ops.pointwise_fwd(x, weights[0], *head, *epilogue, g.stride, stats)
-    geometry = (g.stride, g.padding, g.dilation)
-    if g.op == "depthwise":
-        return ops.depthwise_fwd(x, weights[0], *head, *epilogue, *geometry, stats)
-    if g.op == "separable":
-        return ops.separable_fwd(x, *weights, *head, None, None, 0, *epilogue, *geometry, stats)
-    return ops.conv2d_fwd(x, weights[0], *head, *epilogue, *geometry, g.groups, stats)
-
-
-def _plus(dx: Tensor, residual: Tensor | None) -> Tensor:
-    return dx if residual is None else dx + residual
-
-
-def _convolve_backward(
-    g: _Geometry, upstream, x, pre: Applied, act: int, weights, residual, need_dx, need_dw, need_sums
-):
-    """dx plus residual, dw per weight, sums; upstream is (grad, y, y_scale, y_shift, y_act, coef)."""
-    source = (x, pre.scale, pre.shift, act, pre.mean)
-    geometry = (g.stride, g.padding, g.dilation)
-    if g.op == "pointwise":
-        dx, dw, sums = ops.pointwise_bwd(
-            *upstream, *source, weights[0], residual, g.stride, need_dx, need_dw[0], need_sums
-        )
-        return dx, (dw, None), sums
-    if g.op == "average":
-        dx, sums = ops.avg_pool2d_bwd(upstream[0], *source, g.stride, g.stride, (0, 0), True, need_sums)
-        return _plus(dx, residual), (None, None), sums
-    if g.op == "depthwise":
-        dx, dw, sums = ops.depthwise_bwd(*upstream, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums)
-        return _plus(dx, residual), (dw, None), sums
-    if g.op == "conv2d":
-        dx, dw, sums = ops.conv2d_bwd(
-            *upstream, *source, weights[0], residual, *geometry, g.groups, need_dx, need_dw[0], need_sums
-        )
-        return dx, (dw, None), sums
-    # The depthwise output was never stored: make it again, it costs less than the traffic of keeping it.
-    mid, _, _ = _convolve(g._replace(op="depthwise"), x, weights[:1], pre, act, False)
-    need_mid = need_dx or need_dw[0]
-    dmid, dpw, _ = ops.pointwise_bwd(
-        *upstream, mid, None, None, 0, None, weights[1], None, (1, 1), need_mid, need_dw[1], False
-    )
-    if not need_mid:
-        return dmid, (None, dpw), None
-    dx, ddw, sums = ops.depthwise_bwd(
-        dmid, None, None, None, 0, None, *source, weights[0], *geometry, need_dx, need_dw[0], need_sums
-    )
-    return _plus(dx, residual), (ddw, dpw), sums
-
-
-def _identity_backward(upstream, residual: Tensor | None) -> Tensor:
-    """dx of a chain's own input, plus the gradient that reaches it as the residual."""
-    grad, y, *prologue = upstream
-    if y is not None:
-        return ops.affine_act_dgrad(grad, y, *prologue, residual)
-    return _plus(grad, residual)
-
-
-def _ends_in_epilogue(g: _Geometry, stage: Sequence[Tensor | None], residual: Tensor | None) -> bool:
+def _ends_in_epilogue(g: Geometry, stage: Sequence[Tensor | None], residual: Tensor | None) -> bool:
     """Whether the last stage can be stored finished: backward needs no raw output behind a bias alone.
 
     The mask of its activation is then seen from the output.
@@ -167,7 +53,7 @@ def _store_finished(geometries: tuple, stage: Sequence[Tensor | None], x: Tensor
         g = g._replace(act=g.act | activations.AFTER_RESIDUAL)
     *weights, _, shift, _, _ = stage
     shift = applied(g.norm, None, shift, None, None, accumulation_dtype(x)).shift
-    out, *_ = _convolve(g, x, weights, pre, act, False, (None, shift, g.act, residual))
+    out, *_ = convolve(g, x, weights, pre, act, False, (None, shift, g.act, residual))
     return out, (*geometries[:-1], g)
 
 
@@ -176,13 +62,13 @@ class _ConvChain(torch.autograd.Function):
     def forward(ctx, geometries, adds_input, remade, x, residual, *tensors):
         residual = x if adds_input else residual
         acc = accumulation_dtype(x)
-        stages = [tensors[i : i + _SLOTS] for i in range(0, len(tensors), _SLOTS)]
+        stages = [tensors[i : i + SLOTS] for i in range(0, len(tensors), SLOTS)]
         pre, act, n = Applied(), activations.NONE, len(stages)
         raw, norms, batch, totals = [x], [], [], {}
         finished = _ends_in_epilogue(geometries[-1], stages[-1], residual)
         raws = slice(n - finished)
         for g, (*weights, scale, shift, mean, var) in zip(geometries[raws], stages[raws], strict=True):
-            y, batch_mean, batch_var = _convolve(g, raw[-1], weights, pre, act, g.norm.trains)
+            y, batch_mean, batch_var = convolve(g, raw[-1], weights, pre, act, g.norm.trains)
             if g.norm.trains:
                 mean, var = batch_mean, batch_var
                 if g.norm.group is not None:
@@ -232,7 +118,7 @@ class _ConvChain(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(tensors)
 
         def learns(i: int) -> bool:
-            return geometries[i].norm.trains or any(needs[first + _SLOTS * i + 2 : first + _SLOTS * i + 4])
+            return geometries[i].norm.trains or any(needs[first + SLOTS * i + 2 : first + SLOTS * i + 4])
 
         act, sums = geometries[-1].act, None
         y = grad if raw[n] is None else raw[n]
@@ -247,7 +133,7 @@ class _ConvChain(torch.autograd.Function):
         release(ctx)
         dresidual = grad if needs[4] or ctx.adds_input else None
         for i in reversed(range(n)):
-            g, y, slot = geometries[i], raw[i + 1], _SLOTS * i
+            g, y, slot = geometries[i], raw[i + 1], SLOTS * i
             count = ctx.totals.get(i, 0 if y is None else y.numel() // y.shape[1])
             coef, dscale, dshift = gradient_coefficients(g.norm, norms[i], sums, count)
             for k, d in ((2, dscale), (3, dshift)):
@@ -256,7 +142,7 @@ class _ConvChain(torch.autograd.Function):
             mask = (norms[i].scale, norms[i].shift, act) if act else (None, None, 0)
             upstream = (grad, y if act or coef is not None else None, *mask, coef)
             if g.op == "identity":
-                grad = _identity_backward(upstream, dresidual if ctx.adds_input else None) if needs[3] else None
+                grad = identity_backward(upstream, dresidual if ctx.adds_input else None) if needs[3] else None
                 break  # the first of the chain
             pre, pre_act = (norms[i - 1], geometries[i - 1].act) if i else (Applied(), activations.NONE)
             weights = [w for w in tensors[slot : slot + 2] if w is not None]
@@ -264,7 +150,7 @@ class _ConvChain(torch.autograd.Function):
             need_sums = bool(i) and learns(i - 1)
             need_dx = bool(i) or needs[3]
             added = dresidual if ctx.adds_input and need_dx and not i else None
-            grad, dws, sums = _convolve_backward(
+            grad, dws, sums = convolve_backward(
                 g, upstream, raw[i], pre, pre_act, weights, added, need_dx, need_dw, need_sums
             )
             sums = sums if need_sums else None
@@ -317,7 +203,7 @@ def conv_chain(
     if in_act not in ("none", None):
         convs = (Conv("identity", act=in_act), *convs)
     acc = accumulation_dtype(x)
-    flattened = [_flatten(conv, acc) for conv in convs]
+    flattened = [flatten_stage(conv, acc) for conv in convs]
     geometries = [g for g, _ in flattened]
     if act_after_residual and residual is not None:
         geometries[-1] = geometries[-1]._replace(act=geometries[-1].act + activations.AFTER_RESIDUAL)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastcnn.ops.conv_chain import Affine, BatchNorm, Conv, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
 from fastcnn.ops.depthwise_conv2d import depthwise_fwd
 from fastcnn.ops.fakes import convolution_fake
+from fastcnn.ops.normalisation import Affine, BatchNorm
 from fastcnn.ops.pointwise_conv2d import pointwise_fwd
 from fastcnn.ops.registry import Pair, register
 from fastcnn.ops.separable_conv2d import separable_fwd
+from fastcnn.ops.stages import Conv
 from fastcnn.ops.validation import Labels, pair
 
 

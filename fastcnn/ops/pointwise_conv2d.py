@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
-from fastcnn.ops.conv_chain import Conv, conv_chain
+from fastcnn.ops.conv_chain import conv_chain
 from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
 from fastcnn.ops.registry import Mutable, Pair, register
+from fastcnn.ops.stages import Conv
 from fastcnn.ops.validation import Labels, pair
 
 

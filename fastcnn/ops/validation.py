@@ -15,9 +15,9 @@ from fastcnn.ops import activations
 from fastcnn.ops.layout import conv_out_size
 
 if TYPE_CHECKING:
-    from fastcnn.ops.conv_chain import Conv
     from fastcnn.ops.dense_block import DenseLayer
     from fastcnn.ops.normalisation import Affine, BatchNorm
+    from fastcnn.ops.stages import Conv
 
 Pair = tuple[int, int]
 

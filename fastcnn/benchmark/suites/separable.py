@@ -92,7 +92,8 @@ def _stock_training(layer: Separable, x: Tensor, leaves: list, running: list, re
 
 def _chain(layer: Separable, x: Tensor, weights: tuple, norms: list, residual: Tensor | None) -> Tensor:
     """Ours: `norms` are conv_chain's, of the depthwise (MobileNet-v2) and the pointwise convolution."""
-    from fastcnn.ops.conv_chain import Conv, conv_chain
+    from fastcnn.ops.conv_chain import conv_chain
+    from fastcnn.ops.stages import Conv
 
     where = {"stride": (layer.stride, layer.stride), "padding": (1, 1)}
     if not _is_mobilenet(layer):
@@ -105,13 +106,13 @@ def _chain(layer: Separable, x: Tensor, weights: tuple, norms: list, residual: T
 
 
 def _ours_forward(layer: Separable, x: Tensor, convs: tuple, shifts: tuple, residual: Tensor | None) -> Tensor:
-    from fastcnn.ops.conv_chain import Affine
+    from fastcnn.ops.normalisation import Affine
 
     return _chain(layer, x, convs, [Affine(None, shift) for shift in shifts], residual)
 
 
 def _ours_training(layer: Separable, x: Tensor, leaves: list, running: list, residual: Tensor | None) -> Tensor:
-    from fastcnn.ops.conv_chain import BatchNorm
+    from fastcnn.ops.normalisation import BatchNorm
 
     dw, pw, *affine = leaves
     norms = [BatchNorm(*affine[2 * i : 2 * i + 2], *running[i], True, MOMENTUM, EPS) for i in range(len(running))]
