@@ -9,6 +9,7 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
 
@@ -20,16 +21,22 @@ def _geometry(like: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pai
 
 def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> tuple[Tensor, Tensor]:
     """As fastcnn.ops.max_pool2d.max_pool2d_fwd."""
+    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    y = empty_nhwc(*x.shape[:2], *size, like=x)
+    return y, max_pool2d_into(y, x, kernel, stride, padding, indexed)
+
+
+def max_pool2d_into(out: Mutable, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> Tensor:
+    """As fastcnn.ops.max_pool2d.max_pool2d_into."""
     x = to_nhwc(x)
     geometry = _geometry(x, tuple(x.shape[2:]), kernel, stride, padding)
-    n, c, _, _, *out = geometry[:6]
-    y = empty_nhwc(n, c, *out, like=x)
-    shape = (n, c, *out) if indexed else (0, 1, 1, 1)
+    shape = out.shape if indexed else (0, 1, 1, 1)
     index = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
     native.module().max_pool2d_forward(
-        geometry, x.data_ptr(), pixel_stride(x), y.data_ptr(), c, index.data_ptr() if indexed else 0
-    )
-    return y, index if indexed else index.flatten()
+        geometry, x.data_ptr(), pixel_stride(x), out.data_ptr(), pixel_stride(out),
+        index.data_ptr() if indexed else 0,
+    )  # fmt: skip
+    return index if indexed else index.flatten()
 
 
 def max_pool2d_bwd(grad: Tensor, index: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:

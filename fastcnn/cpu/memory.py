@@ -93,12 +93,13 @@ def empty_cache() -> None:
     CACHE.trim()
 
 
-def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor) -> Tensor:
-    """An uninitialised channels_last tensor [n, c, h, w] in like's dtype; a large one in memory used before."""
-    size = n * c * h * w * like.element_size()
+def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised channels_last tensor [n, c, h, w] in like's dtype unless given; a large one in memory used before."""
+    dtype = dtype or like.dtype
+    size = n * c * h * w * dtype.itemsize
     if size < SMALLEST or not CACHE.limit:
-        return torch.empty((n, c, h, w), dtype=like.dtype, memory_format=torch.channels_last)
-    return CACHE.empty((n, c, h, w), (h * w * c, 1, w * c, c), like.dtype, size)
+        return torch.empty((n, c, h, w), dtype=dtype, memory_format=torch.channels_last)
+    return CACHE.empty((n, c, h, w), (h * w * c, 1, w * c, c), dtype, size)
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from fastcnn.models.inception_layers import average, chain, conv
 from fastcnn.models.registry import register
 from fastcnn.models.weights import load_weights
 from fastcnn.nn import Branches, Dropout, MaxPool2d
-from fastcnn.nn.branches import FoldedBranches, concat_branches, fold_branches
+from fastcnn.nn.branches import concat_branches
 from fastcnn.nn.folded import FoldedChain, FoldedClassifier
+from fastcnn.nn.folded_branches import FoldedBranches, fold_branches
 from fastcnn.nn.sequential import fold_layers, run_layers
 from fastcnn.ops import BatchNorm, Conv, conv_chain
 

@@ -9,119 +9,122 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastcnn.cpu import memory
-from fastcnn.nn.folded import FoldedChain
-from fastcnn.nn.sequential import fold_layers, run_layers
-from fastcnn.ops.layout import empty_nhwc
+from fastcnn.nn.branch_paths import Branch, Fork, Path, path, pointwise_start, sharing
+from fastcnn.nn.folded_branches import fold_branches
+from fastcnn.nn.fused import Unit, check_channels, output_shape, run_units
+from fastcnn.nn.max_pool2d import MaxPool2d
+from fastcnn.nn.sequential import Segment, run_segment
+from fastcnn.ops import Conv, conv_chain
+from fastcnn.ops.channel_join import channel_slices, check_sizes, join_channels, new_buffer
+from fastcnn.ops.layout import autocast_dtype
+from fastcnn.ops.shared_pointwise import shared_pointwise
+
+__all__ = ["Branch", "BranchedModule", "Branches", "Fork", "concat_branches"]
 
 
-class Fork(NamedTuple):
-    """Branches that all read what the layers before them made: the last entry of a branch that fans out."""
+class _End(NamedTuple):
+    """A branch's last segment and its input."""
 
-    branches: Sequence[Branch]
+    x: Tensor
+    segment: Segment
+
+    def shape(self) -> tuple[int, ...] | None:
+        """The output's shape, where the segment can write into a slice and takes its input; else None."""
+        if not isinstance(self.segment, nn.Module):
+            shape = output_shape(self.x, self.segment)
+        elif type(self.segment) is MaxPool2d and self.segment.is_fused(self.x):
+            shape = self.segment.output_shape(self.x)
+        else:
+            return None
+        return shape if min(shape[2:]) >= 1 else None
+
+    def dtype(self) -> torch.dtype:
+        """The output's; a pooling keeps its input's."""
+        return self.x.dtype if isinstance(self.segment, nn.Module) else autocast_dtype(self.x)
+
+    def run(self, out: Tensor | None = None) -> Tensor:
+        """The output, in ``out`` where one is given."""
+        if out is None:
+            return run_segment(self.x, self.segment)
+        if isinstance(self.segment, nn.Module):
+            return self.segment(self.x, out=out)
+        return run_units(self.x, self.segment, out=out)
 
 
-# A module, or layers in their order; the last may be a Fork.
-Branch = nn.Module | Sequence[nn.Module | Fork]
+def _continued(x: Tensor, units: Sequence[Unit]) -> list[tuple[Tensor, list[Unit]]]:
+    """1x1 convolutions of x as one product: of each the output with what is still to be done with it."""
+    convs = [unit.convs[0] for unit in units]
+    if units[0].norm is not None:
+        stats = any(unit.norm.training or unit.norm.running_mean is None for unit in units)
+        products = shared_pointwise(x, [conv.weight for conv in convs], stats)
+        return [(p.y, [Unit((), u.norm, u.act, statistics=p.statistics)]) for p, u in zip(products, units, strict=True)]
+    bias = None if convs[0].bias is None else torch.cat([conv.bias for conv in convs])
+    y = conv_chain(x, [Conv("pointwise", (torch.cat([conv.weight for conv in convs]),), act=units[0].act, bias=bias)])
+    return [(part, []) for part in y.split([conv.out_channels for conv in convs], 1)]
 
 
-def _parts(branch: Branch) -> tuple[Sequence[nn.Module], Fork | None]:
-    """A branch's layers, those of a plain nn.Sequential one by one, and its fork."""
-    if isinstance(branch, nn.Module):
-        return (tuple(branch) if type(branch) is nn.Sequential else (branch,)), None
-    return (branch[:-1], branch[-1]) if isinstance(branch[-1], Fork) else (branch, None)
+def _kind(unit: Unit) -> tuple:
+    """Convolutions of one kind can be one product: a BatchNorm is applied by what comes next, an activation at once."""
+    return (True,) if unit.norm is not None else (False, unit.act, unit.convs[0].bias is None)
 
 
-def _outputs(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for branch in branches:
-        layers, fork = _parts(branch)
-        y = run_layers(x, layers)
-        found += [y] if fork is None else _outputs(y, fork.branches)
+def _started(x: Tensor, paths: Sequence[Path]) -> list[tuple[Tensor, list[Segment]]]:
+    """Every path's input and segments, after the products that several begin with."""
+    found = [(x, each.segments) for each in paths]
+    if torch.compiler.is_compiling():
+        return found
+    for group in sharing(paths, _kind):
+        units = [pointwise_start(paths[i]) for i in group]
+        for unit in units:
+            check_channels(x, unit.convs[0].in_channels)
+        for i, (y, begun) in zip(group, _continued(x, units), strict=True):
+            first, *rest = paths[i].segments
+            chain = [*begun, *first[1:]]
+            found[i] = y, [chain, *rest] if chain else rest or [nn.Identity()]
     return found
 
 
-def _check_sizes(shapes: Sequence[Sequence[int]]) -> None:
-    if len({(shape[0], *shape[2:]) for shape in shapes}) != 1:
-        found = ", ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"branches: got outputs of shapes {found or 'none'}, expected the same N, H and W in each")
+def _ends(x: Tensor, branches: Sequence[Branch]) -> list[_End]:
+    """The ends of all branches, forks' in their place."""
+    paths = [path(branch) for branch in branches]
+    found: list[_End] = []
+    for (y, (*before, last)), each in zip(_started(x, paths), paths, strict=True):
+        for segment in before:
+            y = run_segment(y, segment)
+        found += [_End(y, last)] if each.fork is None else _ends(run_segment(y, last), each.fork.branches)
+    return found
 
 
 def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
     """Every branch's output for x, concatenated along the channels in the branches' order.
 
     A branch is a module, or layers in their order that run as fused chains (`run_layers`). A last layer ``Fork(branches)``
-    fans out once more; its outputs stand side by side with the others', not in a concatenation of their own.
+    fans out once more; its outputs stand side by side with the others', not in a concatenation of their own. Chains and
+    poolings write their slice of the result; 1x1 convolutions that several branches begin with are one product. Under
+    torch.compile the outputs are concatenated.
 
     Shapes: x [N, K, H, W] in any memory format; the result [N, the sum of the branches' channels, P, Q].
 
     Raises:
         TypeError, ValueError: an input that does not fit a layer, outputs that differ in more than their channels.
     """
-    outputs = _outputs(x, branches)
-    _check_sizes([y.shape for y in outputs])
-    return torch.cat(outputs, 1)
-
-
-class FoldedBranches(nn.Module):
-    """The inference form of branches: each an nn.Sequential, whose last layer may be FoldedBranches again."""
-
-    def __init__(self, branches: Sequence[nn.Sequential]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def _leaves(self, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        """Every branch's last layer with its input, forks' in their place."""
-        found: list[tuple[nn.Module, Tensor]] = []
-        for branch in self.branches:
-            y = x
-            for layer in branch[:-1]:
-                y = layer(y)
-            last = branch[-1]
-            found += last._leaves(y) if isinstance(last, FoldedBranches) else [(last, y)]
-        return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, the sum of the branches' channels, P, Q]; chains write their slice of it."""
-        leaves = self._leaves(x)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return self._concatenated(leaves)
-        # What is no chain is computed first: only its output tells its shape.
-        made = [None if type(layer) is FoldedChain else layer(y) for layer, y in leaves]
-        shapes = [
-            layer.output_shape(y.shape) if z is None else z.shape for (layer, y), z in zip(leaves, made, strict=True)
-        ]
-        _check_sizes(shapes)
-        n, _, *size = shapes[0]
-        empty = memory.empty_nhwc if x.device.type == "cpu" else empty_nhwc
-        out, c = empty(n, sum(shape[1] for shape in shapes), *size, like=leaves[0][1]), 0
-        for (layer, y), z, shape in zip(leaves, made, shapes, strict=True):
-            own = out[:, c : c + shape[1]]
-            if z is None:
-                layer(y, out=own)
-            else:
-                torch.ops.fastcnn.affine_act_into(own, z, None, None, 0, None)
-            c += shape[1]
-        return out
-
-    def _concatenated(self, leaves: list[tuple[nn.Module, Tensor]]) -> Tensor:
-        outputs = [layer(y) for layer, y in leaves]
-        _check_sizes([y.shape for y in outputs])
-        return torch.cat(outputs, 1)
-
-
-def fold_branches(branches: Sequence[Branch], dtype: torch.dtype | None) -> FoldedBranches | None:
-    """The inference form of `concat_branches`, or None where a layer has none."""
-    folded: list[nn.Sequential] = []
-    for branch in branches:
-        layers, fork = _parts(branch)
-        parts = [fold_layers(layers, dtype)]
-        if fork is not None:
-            parts.append(fold_branches(fork.branches, dtype))
-        if None in parts:
-            return None
-        folded.append(nn.Sequential(*parts[0], *parts[1:]))
-    return FoldedBranches(folded)
+    ends = _ends(x, branches)
+    compiling = torch.compiler.is_compiling()
+    shapes = [None if compiling else end.shape() for end in ends]
+    # What cannot write into a slice runs first: only its output tells its shape.
+    outputs = [end.run() if shape is None else None for end, shape in zip(ends, shapes, strict=True)]
+    shapes = [shape or y.shape for shape, y in zip(shapes, outputs, strict=True)]
+    check_sizes(shapes)
+    dtypes = {end.dtype() if y is None else y.dtype for end, y in zip(ends, outputs, strict=True)}
+    if all(y is not None for y in outputs) or len(dtypes) > 1:
+        return torch.cat([end.run() if y is None else y for end, y in zip(ends, outputs, strict=True)], 1)
+    buffer = new_buffer(shapes, like=x, dtype=dtypes.pop())
+    slices = channel_slices(buffer, [shape[1] for shape in shapes])
+    return join_channels(
+        buffer,
+        slices,
+        [end.run(place) if y is None else y for end, y, place in zip(ends, outputs, slices, strict=True)],
+    )
 
 
 class BranchedModule(nn.Module, ABC):

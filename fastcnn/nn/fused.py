@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastcnn.ops import BatchNorm, Conv, conv_chain
 from fastcnn.ops.conv_bn_act import narrowest_op
+from fastcnn.ops.layout import conv_out_size
 from fastcnn.ops.validation import Labels, check_input, shape_of
 
 Pair = tuple[int, int]
@@ -42,13 +43,15 @@ class Unit(NamedTuple):
     """One convolution of a fused layer as its submodules: what `conv_chain` calls a Conv.
 
     Two convolutions are a depthwise, then a pointwise, with nothing between; none, as a chain's first, a pre-activation,
-    or with ``pool`` the average of windows of so many pixels along both axes.
+    or with ``pool`` the average of windows of so many pixels along both axes. ``statistics`` are the batch's mean and variance
+    of a pre-activation's input, where they are known.
     """
 
     convs: tuple[nn.Conv2d, ...]
     norm: nn.BatchNorm2d | None = None
     act: str = "none"
     pool: int = 0
+    statistics: tuple[Tensor, Tensor] | None = None
 
 
 def activation_name(module: nn.Module | None) -> str:
@@ -132,7 +135,7 @@ def _conv(unit: Unit, frozen: bool) -> Conv:
     if unit.pool:
         return Conv("average", stride=(unit.pool, unit.pool))
     if not unit.convs:
-        return Conv("identity", norm=applied, act=unit.act)
+        return Conv("identity", norm=applied, act=unit.act, statistics=unit.statistics)
     first = unit.convs[0]
     return Conv(
         "separable" if len(unit.convs) == 2 else op_of(first),
@@ -174,8 +177,9 @@ def run_units(
     in_act: str = "none",
     residual: Tensor | None = None,
     act_after_residual: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The units as one conv_chain; x is checked before any BatchNorm counts the batch.
+    """The units as one conv_chain; x is checked before any BatchNorm counts the batch. With ``out`` it is written there.
 
     Shapes: x [N, K, H, W] with the first convolution's K; the result and residual [N, C, P, Q], channels_last.
 
@@ -184,7 +188,25 @@ def run_units(
     """
     _check_input(x, units)
     labels = _LABELS if units[0].convs else (_PRE_ACTIVATION, *_LABELS)
-    return conv_chain(x, convolutions(units), in_act, residual, labels, act_after_residual)
+    return conv_chain(x, convolutions(units), in_act, residual, labels, act_after_residual, out)
+
+
+def output_shape(x: Tensor, units: Sequence[Unit]) -> tuple[int, int, int, int]:
+    """The [N, C, P, Q] of what run_units makes of x; P or Q is below 1 where it refuses x.
+
+    Raises:
+        TypeError, ValueError: an input that does not fit the first convolution.
+    """
+    _check_input(x, units)
+    n, channels, *size = x.shape
+    for unit in units:
+        if unit.pool:
+            size = [conv_out_size(s, unit.pool, unit.pool, 0, 1) for s in size]
+        for conv in unit.convs:
+            where = conv.kernel_size, conv.stride, padding_of(conv), conv.dilation
+            size = [conv_out_size(s, *along) for s, *along in zip(size, *where, strict=True)]
+            channels = conv.out_channels
+    return n, channels, *size
 
 
 def is_foldable(units: Sequence[Unit]) -> bool:

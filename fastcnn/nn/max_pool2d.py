@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastcnn.ops import max_pool2d
-from fastcnn.ops.validation import pair
+from fastcnn.ops.max_pool2d import max_pool2d, pooled_size
+from fastcnn.ops.validation import Pair, pair
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -15,9 +15,18 @@ class MaxPool2d(nn.MaxPool2d):
     without a batch) is torch's own.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The largest value of every window."""
-        if self.dilation not in (1, (1, 1)) or self.ceil_mode or self.return_indices or x.dim() != 4:
-            return super().forward(x)
+    def is_fused(self, x: Tensor) -> bool:
+        """Whether the kernels have what is asked for."""
+        return self.dilation in (1, (1, 1)) and not self.ceil_mode and not self.return_indices and x.dim() == 4
+
+    def _window(self) -> tuple[Pair, Pair, Pair]:
         kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
-        return max_pool2d(x, kernel, stride, pair(self.padding, "padding", 0))
+        return kernel, stride, pair(self.padding, "padding", 0)
+
+    def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
+        """The output's [N, C, P, Q] where the kernels make it."""
+        return *x.shape[:2], *pooled_size(x, *self._window())
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The largest value of every window; written to ``out``, one of `channel_slices`, if given and `is_fused`."""
+        return max_pool2d(x, *self._window(), out) if self.is_fused(x) else super().forward(x)

@@ -55,6 +55,15 @@ def segments(layers: Iterable[nn.Module]) -> list[Segment]:
     return [*found, units] if units else found
 
 
+def run_segment(x: Tensor, segment: Segment) -> Tensor:
+    """One segment's output.
+
+    Raises:
+        TypeError, ValueError: an input that does not fit it.
+    """
+    return segment(x) if isinstance(segment, nn.Module) else run_units(x, segment)
+
+
 def run_layers(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
     """What nn.Sequential(*layers) computes, in fused chains.
 
@@ -62,7 +71,7 @@ def run_layers(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
         TypeError, ValueError: an input that does not fit a layer.
     """
     for segment in segments(layers):
-        x = segment(x) if isinstance(segment, nn.Module) else run_units(x, segment)
+        x = run_segment(x, segment)
     return x
 
 
@@ -87,13 +96,18 @@ def fold_module(module: nn.Module, dtype: torch.dtype | None) -> nn.Module | Non
 
 def fold_layers(layers: Iterable[nn.Module], dtype: torch.dtype | None) -> nn.Sequential | None:
     """The inference form of nn.Sequential(*layers), or None where a layer has none."""
-    parts = []
-    for segment in segments(layers):
+    return fold_segments(segments(layers), dtype)
+
+
+def fold_segments(parts: Iterable[Segment], dtype: torch.dtype | None) -> nn.Sequential | None:
+    """The inference form of segments one after the other, or None where one has none."""
+    folded = []
+    for segment in parts:
         fold = fold_module if isinstance(segment, nn.Module) else fold_units
-        parts.append(fold(segment, dtype))
-        if parts[-1] is None:
+        folded.append(fold(segment, dtype))
+        if folded[-1] is None:
             return None
-    return nn.Sequential(*parts)
+    return nn.Sequential(*folded)
 
 
 class FusedSequential(nn.Sequential):

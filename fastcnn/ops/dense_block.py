@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from fastcnn.ops import activations
 from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.dropout import ELEMENT, distribution, key_of
+from fastcnn.ops.known_statistics import remember_statistics
 from fastcnn.ops.layout import accumulation_dtype, autocast, empty_nhwc, to_nhwc
 from fastcnn.ops.normalisation import (
     Applied,
@@ -170,6 +171,8 @@ class _DenseBlock(torch.autograd.Function):
         norms = [t for norm in (*firsts, *seconds) for t in norm]
         ctx.save_for_backward(buffer, *shared, *(mids if keeps else [None] * len(mids)), *norms, *tensors)
         batch = [*(t for t in shared if t is not None), *batch]
+        if shares and group is None and not torch.compiler.is_compiling():
+            remember_statistics(ctx, buffer, statistics.mean, statistics.var)
         if isinstance(ctx.total, Tensor):
             batch.append(ctx.total)
         ctx.mark_non_differentiable(*batch)

@@ -51,9 +51,14 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def autocast(x: Tensor) -> Tensor:
-    """x in the dtype that autocast asks for on its device."""
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that autocast asks for on x's device; x's own without it, and for float64."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for on its device."""
+    return x.to(autocast_dtype(x))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops.layout import conv_out_size, empty_nhwc, to_nhwc
-from fastcnn.ops.registry import Pair, register
+from fastcnn.ops.registry import Mutable, Pair, register
 
 MOST_POSITIONS = 256  # of a window, that a byte tells apart
 
@@ -48,6 +48,20 @@ def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed
     return tuple(t.contiguous(memory_format=torch.channels_last) for t in (y, index))
 
 
+def _into_fake(out, x, kernel, stride, padding, indexed):
+    if not indexed:
+        return x.new_empty(0, dtype=torch.uint8)
+    return torch.empty_like(out, dtype=torch.uint8, memory_format=torch.channels_last)
+
+
+@register(_into_fake)
+def max_pool2d_into(out: Mutable, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> Tensor:
+    """max_pool2d_fwd with its output written to ``out``, a channel slice of an NHWC buffer. Returns what won."""
+    y, index = max_pool2d_fwd(x, kernel, stride, padding, indexed)
+    out.copy_(y)
+    return index
+
+
 @register(_backward_fake)
 def max_pool2d_bwd(grad: Tensor, index: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """The input's gradient [N, C, *size] from the output's and what won."""
@@ -62,8 +76,13 @@ def max_pool2d_bwd(grad: Tensor, index: Tensor, size: Pair, kernel: Pair, stride
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *window):
-        y, index = torch.ops.fastcnn.max_pool2d_fwd(x, *window, True)
+    def forward(ctx, into, x, *window):
+        """into is None or (out,): in a tuple autograd does not take what is written for an argument."""
+        if into is None:
+            y, index = torch.ops.fastcnn.max_pool2d_fwd(x, *window, True)
+        else:
+            (y,) = into
+            index = torch.ops.fastcnn.max_pool2d_into(y, x, *window, True)
         ctx.size, ctx.window = tuple(x.shape[2:]), window
         ctx.save_for_backward(index)
         return y
@@ -72,16 +91,26 @@ class _MaxPool2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         dx = torch.ops.fastcnn.max_pool2d_bwd(to_nhwc(grad), *ctx.saved_tensors, ctx.size, *ctx.window)
-        return dx, None, None, None
+        return None, dx, None, None, None
 
 
-def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor | None = None) -> Tensor:
     """torch.nn.functional.max_pool2d on fused backends, differentiable; with a gradient on GPUs it is torch's own.
+
+    With ``out``, one of `channel_slices`, the result is written there and is that tensor.
 
     Shapes: x [N, C, H, W] to [N, C, P, Q], channels_last. Dtypes: any floating one.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]
+        if out is None:
+            return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]
+        torch.ops.fastcnn.max_pool2d_into(out, x, kernel, stride, padding, False)
+        return out
     if x.device.type != "cpu" or kernel[0] * kernel[1] > MOST_POSITIONS:
         return F.max_pool2d(x, kernel, stride, padding)
-    return _MaxPool2d.apply(x, kernel, stride, padding)
+    return _MaxPool2d.apply(None if out is None else (out,), x, kernel, stride, padding)
+
+
+def pooled_size(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> list[int]:
+    """[P, Q] of the result."""
+    return _out_size(tuple(x.shape[2:]), kernel, stride, padding)

@@ -21,7 +21,8 @@ class Conv:
 
     ``op`` is "pointwise", "depthwise", "separable" (weights: depthwise, pointwise), "conv2d", "average" (no weights: the mean
     of windows as large as the stride) or, as the first of a chain, "identity" (no weights): the input's own normalisation
-    and activation, before the first convolution or alone.
+    and activation, before the first convolution or alone; ``statistics`` are then the batch's mean and variance [K] of that
+    input, where they are known.
     """
 
     op: str
@@ -33,6 +34,7 @@ class Conv:
     norm: Affine | BatchNorm | None = None
     act: str = "none"
     bias: Tensor | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
 
 
 class Geometry(NamedTuple):
@@ -52,10 +54,13 @@ SLOTS = 6  # tensors per convolution: weight, second weight, scale, shift, mean,
 
 
 def flatten_stage(conv: Conv, acc: torch.dtype) -> tuple[Geometry, list[Tensor | None]]:
-    kind, tensors = flatten(conv.norm, conv.bias, acc)
+    """A stage's constant part and its tensors."""
+    kind, (scale, shift, mean, var) = flatten(conv.norm, conv.bias, acc)
+    if kind.trains and conv.statistics is not None:
+        mean, var = conv.statistics
     where = (conv.stride, conv.padding, conv.dilation, conv.groups)
     weights = (*conv.weights, None, None)[:2]
-    return Geometry(conv.op, *where, kind, activations.code(conv.act)), [*weights, *tensors]
+    return Geometry(conv.op, *where, kind, activations.code(conv.act)), [*weights, scale, shift, mean, var]
 
 
 def convolve(g: Geometry, x, weights, pre: Applied, act: int, stats: bool, epilogue=STORE):
@@ -76,6 +81,19 @@ def convolve(g: Geometry, x, weights, pre: Applied, act: int, stats: bool, epilo
     if g.op == "separable":
         return ops.separable_fwd(x, *weights, *head, None, None, 0, *epilogue, *geometry, stats)
     return ops.conv2d_fwd(x, weights[0], *head, *epilogue, *geometry, g.groups, stats)
+
+
+def convolve_into(out: Tensor, g: Geometry, x: Tensor, weights, pre: Applied, act: int, epilogue=STORE) -> None:
+    """convolve with an epilogue, without statistics, whose output is written to a channel slice of an NHWC buffer."""
+    head = (pre.scale, pre.shift, act)
+    if g.op == "pointwise":
+        ops.pointwise_into(out, x, weights[0], *head, *epilogue, g.stride, False)
+    elif g.op == "conv2d":
+        where = (g.stride, g.padding, g.dilation, g.groups)
+        ops.conv2d_into(out, x, weights[0], *head, *epilogue, *where, False)
+    else:
+        y, *_ = convolve(g, x, weights, pre, act, False, epilogue)
+        ops.affine_act_into(out, y, None, None, activations.NONE, None)
 
 
 def _plus(dx: Tensor, residual: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import activations
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import autocast_dtype, conv_out_size, pixel_stride
 
 if TYPE_CHECKING:
     from fastcnn.ops.dense_block import DenseLayer
@@ -203,8 +203,9 @@ def check_chain(
     residual: Tensor | None,
     labels: Sequence[Labels] | None,
     act_after_residual: bool = False,
+    out: Tensor | None = None,
 ) -> None:
-    """Raises unless conv_chain(x, convs, in_act, residual, act_after_residual) is defined.
+    """Raises unless conv_chain(x, convs, in_act, residual, labels, act_after_residual, out) is defined.
 
     Raises:
         TypeError: not a tensor, or a dtype that cannot be.
@@ -245,12 +246,43 @@ def check_chain(
         if conv.bias is not None:
             _bad_vector(conv.bias, names.bias, channels, x)
         check_activation(conv.act, names.act)
+    if out is not None:
+        _check_out(out, x, (n, channels, *size))
     if residual is None:
         return
     if not isinstance(residual, Tensor) or residual.device != x.device or residual.dtype not in DTYPES:
         _bad_tensor(residual, "residual", x)
     if residual.shape != (n, channels, *size):
         _bad_shape(residual, "residual", f"the output's {[n, channels, *size]}")
+
+
+def _check_out(out: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    if out.shape != shape or pixel_stride(out) is None:
+        strides = list(out.stride())
+        raise ValueError(
+            f"out: got shape {shape_of(out)}, strides {strides}, expected NHWC or a slice of it, {list(shape)}"
+        )
+    dtype = autocast_dtype(x)
+    if out.dtype != dtype or out.device != x.device or out.requires_grad:
+        grad = ", requires_grad" if out.requires_grad else ""
+        raise ValueError(
+            f"out: got {out.dtype} on {out.device}{grad}, expected {dtype} on {x.device} without a gradient"
+        )
+
+
+def check_shared_pointwise(x: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raises unless shared_pointwise(x, weights) is defined.
+
+    Raises:
+        TypeError: not a tensor, or a dtype that cannot be.
+        ValueError: a shape or a device that cannot be.
+    """
+    check_input(x)
+    if not weights:
+        raise ValueError("weights: got none, expected at least one")
+    for i, weight in enumerate(weights):
+        _check_weight(weight, f"weights[{i}]", x)
+        _check_pointwise(weight, f"weights[{i}]", x.shape[1])
 
 
 def check_dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float) -> None:

@@ -77,3 +77,20 @@ def test_opcheck() -> None:
 def test_large_windows_are_torchs() -> None:
     x = torch.randn(1, 3, 20, 20, requires_grad=True)
     assert torch.equal(max_pool2d(x, (17, 17), (1, 1), (0, 0)), F.max_pool2d(x, 17, 1))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_into_a_slice(dtype: torch.dtype, indexed: bool) -> None:
+    x = torch.randn(2, 7, 9, 6, dtype=dtype)
+    y, index = torch.ops.fastcnn.max_pool2d_fwd(x, *WINDOWS[0], indexed)
+    buffer = torch.full((2, 12, *y.shape[2:]), -1.0, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    args = (buffer[:, 3:10], x, *WINDOWS[0], indexed)
+    torch.library.opcheck(
+        torch.ops.fastcnn.max_pool2d_into.default, args, test_utils=("test_schema", "test_faketensor")
+    )
+    got = torch.ops.fastcnn.max_pool2d_into(*args)
+    assert torch.equal(buffer[:, 3:10], y)
+    assert torch.equal(got, index)
+    assert (buffer[:, :3] == -1).all()
+    assert (buffer[:, 10:] == -1).all()
