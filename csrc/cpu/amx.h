@@ -10,12 +10,75 @@ namespace {
 
 constexpr int64_t kAmxBlock = 32;
 
+// Rows of products that lie one after the other: of every `pitch` the first `length` are results, the others
+// are dropped. Result i of the run is the sink's row `first` + i.
+struct RowRun {
+  int64_t first, length, pitch;
+};
+
+// Blocks of results on their way to a sink that takes a few rows between two steps of the next block's
+// product: tiles and vectors then work at the same time, where a sink after each block leaves the tiles idle.
+template <class Sink>
+class OverlappedSink {
+ public:
+  // `steps` that a block's product has, if any.
+  OverlappedSink(const Sink& sink, int64_t steps)
+      : sink_(sink),
+        interval_(steps < kPieces ? 1 : steps / kPieces),
+        piece_(steps < kPieces ? ceil_div(kAmxBlock, steps + (steps == 0)) : kAmxBlock / kPieces) {}
+
+  // Where the next block is stored.
+  float* block() { return blocks_[current_]; }
+  // What block() holds: `count` rows of the run from `row` on.
+  void put(const RowRun& run, int64_t row, int64_t count, int64_t column, int64_t columns) {
+    c_ = blocks_[current_];
+    current_ ^= 1;
+    run_ = run;
+    row_ = row, count_ = count, column_ = column, columns_ = columns;
+    done_ = 0, wait_ = interval_;
+  }
+  // Between two steps.
+  void advance() {
+    if (done_ < count_ && --wait_ == 0) take(piece_);
+  }
+  void finish() {
+    if (done_ < count_) take(count_ - done_);
+  }
+
+ private:
+  static constexpr int64_t kPieces = 4;
+
+  [[gnu::noinline]] void take(int64_t rows) {
+    const int64_t end = count_ - done_ < rows ? count_ : done_ + rows;
+    while (done_ < end) {
+      const int64_t line = (row_ + done_) / run_.pitch, at = (row_ + done_) % run_.pitch;
+      if (at >= run_.length) {
+        done_ += run_.pitch - at;
+        continue;
+      }
+      const int64_t rest = run_.length - at, n = end - done_ < rest ? end - done_ : rest;
+      sink_(c_ + done_ * kAmxBlock, kAmxBlock, run_.first + line * run_.length + at, n, column_, columns_);
+      done_ += n;
+    }
+    wait_ = interval_;
+  }
+
+  const Sink& sink_;
+  const int64_t interval_, piece_;
+  RowRun run_{0, 1, 1};
+  int64_t row_ = 0, count_ = 0, column_ = 0, columns_ = 0, done_ = 0, wait_ = 0;
+  int current_ = 0;
+  float* c_ = nullptr;
+  alignas(64) float blocks_[2][kAmxBlock * kAmxBlock];
+};
+
 // As multiply_tile. Rows of the last block beyond the tile's are computed from whatever the scratch holds,
 // and dropped.
 template <class Sink>
 void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const PackedView<PairWords>& b,
                        int64_t first, int64_t last, const Sink& sink) {
-  alignas(64) float c[kAmxBlock * kAmxBlock];
+  OverlappedSink<Sink> results(sink, b.words / kTileWords);
+  const RowRun run{0, rows, rows};
   [[maybe_unused]] const TileSession session;
   for (int64_t panel = first; panel < last; panel += 2) {
     const int64_t panels = last - panel < 2 ? 1 : 2;
@@ -23,14 +86,18 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
       const int64_t count = rows - row < kAmxBlock ? rows - row : kAmxBlock;
       with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
         block_zero();
-        for (int64_t word = 0; word < b.words; word += kTileWords)
+        for (int64_t word = 0; word < b.words; word += kTileWords) {
           block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b.panel(panel) + word * kLanes,
                                              kLanes, b.panel_stride());
-        block_store<row_tiles, panel_tiles>(c, kAmxBlock);
+          results.advance();
+        }
+        results.finish();
+        block_store<row_tiles, panel_tiles>(results.block(), kAmxBlock);
       });
-      sink(c, kAmxBlock, row, count, panel * kLanes, panels * kLanes);
+      results.put(run, row, count, panel * kLanes, panels * kLanes);
     }
   }
+  results.finish();
 }
 
 // c [rows][32] (+)= rows of an A tile times `panels` panels of B over `words` of the reduction; c holds whole

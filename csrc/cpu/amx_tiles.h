@@ -87,21 +87,20 @@ inline void tile_dot() {
 #endif
 
 // One step of a 2 x 2 block of accumulators (tiles 0 to 3) over 16 words of the reduction; tiles 4, 5 take
-// A's rows, 6, 7 take B's panels. With kRowTiles or kPanels 1 the other half is left out.
+// A's rows, 6, 7 take B's panels. With kRowTiles or kPanels 1 the other half is left out. Loads come first:
+// while another thread works on the core's other half, a load waits for the last dot product that read its
+// tile, and loads side by side wait together (90 ns a step where one before each dot product takes 102; alone
+// 28 and 29).
 template <int kRowTiles, int kPanels>
 inline void block_step(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t b_panel) {
   tile_load<4>(a, a_row);
+  if constexpr (kRowTiles == 2) tile_load<5>(a + kTileRows * a_row, a_row);
   tile_load<6>(b, b_row);
+  if constexpr (kPanels == 2) tile_load<7>(b + b_panel, b_row);
   tile_dot<0, 4, 6>();
-  if constexpr (kPanels == 2) {
-    tile_load<7>(b + b_panel, b_row);
-    tile_dot<1, 4, 7>();
-  }
-  if constexpr (kRowTiles == 2) {
-    tile_load<5>(a + kTileRows * a_row, a_row);
-    tile_dot<2, 5, 6>();
-    if constexpr (kPanels == 2) tile_dot<3, 5, 7>();
-  }
+  if constexpr (kPanels == 2) tile_dot<1, 4, 7>();
+  if constexpr (kRowTiles == 2) tile_dot<2, 5, 6>();
+  if constexpr (kRowTiles == 2 && kPanels == 2) tile_dot<3, 5, 7>();
 }
 
 inline void block_zero() {

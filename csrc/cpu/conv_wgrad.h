@@ -82,13 +82,13 @@ class DyTile {
       for (int64_t q = 0; q < line_; q += kStep) {
         const int64_t present = columns_ - q < kStep ? columns_ - q : kStep;
         for_rows(present, [&](int64_t first, auto group) {
-          for (int64_t c = 0; c < count; c += kLanes) {
+          for_vectors(count, [&](int64_t c, auto whole) {
             const auto value = column(c);
             for (int64_t i = first; i < first + group; ++i) {
               const int64_t pixel = line * columns_ + q + i;
-              put(pixels[i] + c, value(pixel), paired ? value(pixel + columns_) : zero());
+              put(pixels[i] + c, value(pixel, whole), paired ? value(pixel + columns_, whole) : zero());
             }
-          }
+          });
         });
         deal(pixels, present, count, word, q);
       }

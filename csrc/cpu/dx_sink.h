@@ -35,129 +35,143 @@ struct DxSink : RegisterSink {
 
   bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
 
-  const T* x(int64_t row, int64_t column) const {
-    return static_cast<const T*>(p.input.x.data) + input_pixel(p.grid, first + row) * p.input.x.ld + column;
-  }
-  T* dx(int64_t row, int64_t column) const {
-    return static_cast<T*>(p.output.dx) + input_pixel(p.grid, first + row) * p.output.dx_ld + column;
-  }
-
-  // What is stored: the gradient, with its scale if it is asked for, plus the residual.
-  V stored(V g, V scale, int64_t row, int64_t column, int64_t n) const {
-    if (p.output.scales) g = mul(g, scale);
-    return p.output.residual.data ? add(g, load_upto(residual(row, column), n)) : g;
-  }
-  V scale_at(int64_t column, int64_t n) const {
-    return p.input.affine.scale ? load_upto(p.input.affine.scale + column, n) : set(1.0f);
-  }
-  const T* residual(int64_t row, int64_t column) const {
-    return static_cast<const T*>(p.output.residual.data) +
-           input_pixel(p.grid, first + row) * p.output.residual.ld + column;
-  }
-
-  // Fetches a row of x and dx into L2.
-  void prefetch(int64_t row) const {
-    const char *from = reinterpret_cast<const char*>(x(row, 0)),
-               *to = reinterpret_cast<const char*>(dx(row, 0)),
-               *other = reinterpret_cast<const char*>(residual(row, 0));
+  // Fetches a row of what the results meet in memory into L2. Inlined at once, or GCC takes a function that
+  // only prefetches for one without effect, and removes the call.
+  [[gnu::always_inline]] void prefetch(int64_t row) const {
+    const Row at(*this, row);
     const int64_t bytes = p.k * int64_t(sizeof(T));
-    for (int64_t at = 0; at < bytes; at += 64) {
-      if (p.input.affine.act || p.output.sums) __builtin_prefetch(from + at, 0, 2);
-      __builtin_prefetch(to + at, 1, 2);
-      if (p.output.residual.data) __builtin_prefetch(other + at, 0, 2);
+    for (int64_t b = 0; b < bytes; b += 64) {
+      if (p.input.affine.act || p.output.sums)
+        __builtin_prefetch(reinterpret_cast<const char*>(at.x) + b, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(at.dx) + b, 1, 2);
+      if (at.residual) __builtin_prefetch(reinterpret_cast<const char*>(at.residual) + b, 0, 2);
     }
   }
 
   void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
                   int64_t columns) const {
-    if (takes(column, columns)) return whole(c, ldc, row, rows, column, columns);
-    const ScaleShiftAct& pre = p.input.affine;
-    for (int64_t v = 0; v < columns && column + v < p.k; v += kLanes) {
-      const int64_t at = column + v, n = p.k - at;
-      const V mean = sums && p.input.mean ? load_upto(p.input.mean + at, n) : zero(), scale = scale_at(at, n);
-      Totals totals;
-      for (int64_t r = 0; r < rows; ++r) {
-        V g = load(c + r * ldc + v);
-        if (pre.act || sums) {
-          const V value = load_upto(x(row + r, at), n);
-          if (pre.act) g = activate_grad(pre.act, scale_shift(pre, value, at, n), g);
-          totals.add(g, sub(value, mean));
-        }
-        store_upto(dx(row + r, at), stored(g, scale, row + r, at, n), n);
-      }
-      totals.save(*this, at, row);
-    }
-  }
-
-  // The same where no vector is cut and the activation's derivative is 0 or 1.
-  void whole(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
-    const ScaleShiftAct& pre = p.input.affine;
-    const bool reads = pre.act || sums, adds = p.output.residual.data, scales = p.output.scales;
-    for (int64_t at = column; at < column + columns; at += kLanes, c += kLanes) {
-      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero(), scale = scale_at(at, kLanes),
-              shift = pre.shift ? load(pre.shift + at) : zero();
-      Totals totals;
-      for (int64_t r = 0; r < rows; ++r) {
-        V g = load(c + r * ldc);
-        if (reads) {
-          const V value = load(x(row + r, at));
-          if (pre.act) g = bounds.mask(fmadd(value, scale, shift), g);
-          totals.add(g, sub(value, mean));
-        }
-        if (scales) g = mul(g, scale);
-        store(dx(row + r, at), adds ? fastcnn::add(g, load(residual(row + r, at))) : g);
-      }
-      totals.save(*this, at, row);
+    if (!takes(column, columns)) return cut(c, ldc, row, rows, column, columns);
+    const bool capped = p.input.affine.act == kRelu6;
+    for (int64_t v = 0; v < columns;) {
+      const bool two = columns - v >= 2 * kLanes;
+      if (two)
+        capped ? vectors<2, true>(c + v, ldc, row, rows, column + v)
+               : vectors<2, false>(c + v, ldc, row, rows, column + v);
+      else
+        vectors<1, true>(c + v, ldc, row, rows, column + v);
+      v += two ? 2 * kLanes : kLanes;
     }
   }
 
   template <int kRows, int kVectors>
   void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
-    const ScaleShiftAct& pre = p.input.affine;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = column + v * kLanes;
-      if (!pre.act && !sums && !p.output.scales) {
-        if (p.output.residual.data) {
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) acc[r][v] = add(acc[r][v], load(residual(row + r, at)));
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) store(dx(row + r, at), acc[r][v]);
-        continue;
-      }
-      const V mean = sums && p.input.mean ? load(p.input.mean + at) : zero();
-      const V scale = scale_at(at, kLanes), shift = pre.shift ? load(pre.shift + at) : zero();
-      Totals totals;
+      Channels<true> channels(*this, at, kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const V value = load(x(row + r, at));
-        if (pre.act) acc[r][v] = bounds.mask(fmadd(value, scale, shift), acc[r][v]);
-        totals.add(acc[r][v], sub(value, mean));
-        store(dx(row + r, at), stored(acc[r][v], scale, row + r, at, kLanes));
+        const Row to(*this, row + r);
+        store(to.dx + at, channels.finish(acc[r][v], to));
       }
-      totals.save(*this, at, row);
+      channels.save(row);
     }
   }
 
  private:
-  // The two sums of a few rows, which join the unit's afterwards: one rounding of the total, not one for each
-  // row.
-  struct Totals {
+  // A pixel's values of x, dx and the residual, if there is one.
+  struct Row {
+    const T* x;
+    T* dx;
+    const T* residual = nullptr;
+
+    [[gnu::always_inline]] Row(const DxSink& sink, int64_t row) {
+      const int64_t pixel = input_pixel(sink.p.grid, sink.first + row);
+      x = static_cast<const T*>(sink.p.input.x.data) + pixel * sink.p.input.x.ld;
+      dx = static_cast<T*>(sink.p.output.dx) + pixel * sink.p.output.dx_ld;
+      const Activations& other = sink.p.output.residual;
+      if (other.data) residual = static_cast<const T*>(other.data) + pixel * other.ld;
+    }
+  };
+
+  // A vector of channels of a few rows: what is stored of a gradient (masked, with its scale if that is asked
+  // for, plus the residual), and the two sums, which join the unit's afterwards: one rounding of the total,
+  // not one for each row. Without kCapped no activation is bounded above.
+  template <bool kCapped, bool kSimple = true>
+  struct Channels {
+    const DxSink& sink;
+    const int64_t at, n;
+    const int act;
+    const bool reads, scales;
+    const V scale, shift, mean;
     V gradient = zero(), product = zero();
 
-    void add(V g, V centred) {
-      gradient = fastcnn::add(gradient, g);
-      product = fmadd(g, centred, product);
+    [[gnu::always_inline]] Channels(const DxSink& sink, int64_t at, int64_t n)
+        : sink(sink),
+          at(at),
+          n(n),
+          act(sink.p.input.affine.act),
+          reads(act || sink.sums),
+          scales(sink.p.output.scales),
+          scale(vector(sink.p.input.affine.scale, set(1.0f))),
+          shift(vector(sink.p.input.affine.shift, zero())),
+          mean(vector(sink.p.input.mean, zero())) {}
+
+    [[gnu::always_inline]] V vector(const float* p, V missing) const {
+      return p ? load_upto(p + at, n) : missing;
     }
-    void save(const DxSink& sink, int64_t at, int64_t row) const {
+
+    [[gnu::always_inline]] V masked(V z, V g) const {
+      if constexpr (!kSimple) return activate_grad(act, z, g);
+      return kCapped ? sink.bounds.mask(z, g) : where_gt(z, sink.bounds.low, g, zero());
+    }
+
+    [[gnu::always_inline]] V finish(V g, const Row& row) {
+      if (reads) {
+        const V value = load_upto(row.x + at, n);
+        if (act) g = masked(fmadd(value, scale, shift), g);
+        gradient = add(gradient, g);
+        product = fmadd(g, sub(value, mean), product);
+      }
+      if (scales) g = mul(g, scale);
+      return row.residual ? add(g, load_upto(row.residual + at, n)) : g;
+    }
+
+    void save(int64_t row) const {
       if (!sink.sums) return;
       const bool opens = sink.opens && row == 0;
       float *first = sink.sums + at, *second = first + sink.pitch;
-      store(first, opens ? gradient : fastcnn::add(load(first), gradient));
-      store(second, opens ? product : fastcnn::add(load(second), product));
+      store(first, opens ? gradient : add(load(first), gradient));
+      store(second, opens ? product : add(load(second), product));
     }
   };
+
+  template <int kVectors, bool kCapped>
+  void vectors(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column) const {
+    Channels<kCapped> low(*this, column, kLanes), high(*this, column + (kVectors - 1) * kLanes, kLanes);
+    for (int64_t r = 0; r < rows; ++r, c += ldc) {
+      const Row to(*this, row + r);
+      const V first = low.finish(load(c), to);
+      if constexpr (kVectors == 2)
+        store_two(to.dx + column, first, high.finish(load(c + kLanes), to));
+      else
+        store(to.dx + column, first);
+    }
+    low.save(row);
+    if constexpr (kVectors == 2) high.save(row);
+  }
+
+  // The last vector may be cut, and the activation have any derivative.
+  void cut(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    for (int64_t at = column; at < column + columns && at < p.k; at += kLanes, c += kLanes) {
+      Channels<true, false> channels(*this, at, p.k - at);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Row to(*this, row + r);
+        store_upto(to.dx + at, channels.finish(load(c + r * ldc), to), p.k - at);
+      }
+      channels.save(row);
+    }
+  }
 };
 
 }  // namespace

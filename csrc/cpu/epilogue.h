@@ -76,13 +76,13 @@ struct PrologueOf {
     Bounds bounds;
     int act;
 
-    V operator()(V v) const {
+    [[gnu::always_inline]] V operator()(V v) const {
       if constexpr (kKind == kIdentity) return v;
       const V z = fmadd(v, scale, shift);
       return kKind == kBounded ? bounds.clamp(z) : activate(act, z);
     }
   };
-  Channels at(int64_t c, int64_t n) const {
+  [[gnu::always_inline]] Channels at(int64_t c, int64_t n) const {
     return {affine.scale ? load_upto(affine.scale + c, n) : set(1.0f),
             affine.shift ? load_upto(affine.shift + c, n) : zero(), bounds, affine.act};
   }
@@ -95,13 +95,58 @@ void with_prologue(const ScaleShiftAct& affine, const F& f) {
   f(PrologueOf<kGeneral>{affine});
 }
 
-// x with its prologue, from channel c of `channels` on: column(pixel) is a vector.
+// x with its prologue, from channel c of `channels` on: a column's value at a pixel is a vector. Its lanes
+// past the last channel are zero; `whole`, a constant, says that there are none.
 template <class T, class Prologue>
-auto input_column(const Activations& x, const Prologue& prologue, int64_t c, int64_t channels) {
+struct InputColumn {
+  const T* data;
+  int64_t ld, n;
+  typename Prologue::Channels apply;
+
+  template <bool kWhole = false>
+  [[gnu::always_inline]] V operator()(int64_t pixel, std::bool_constant<kWhole> = {}) const {
+    const T* p = data + pixel * ld;
+    return apply(kWhole ? load(p) : load_upto(p, n));
+  }
+};
+
+template <class T, class Prologue>
+[[gnu::always_inline]] inline InputColumn<T, Prologue> input_column(const Activations& x,
+                                                                    const Prologue& prologue, int64_t c,
+                                                                    int64_t channels) {
   const int64_t n = channels - c;
-  return [data = static_cast<const T*>(x.data) + c, ld = x.ld, n, apply = prologue.at(c, n)](int64_t pixel) {
-    return apply(load_upto(data + pixel * ld, n));
-  };
+  return {static_cast<const T*>(x.data) + c, x.ld, n, prologue.at(c, n)};
+}
+
+// A column of vectors that lie in scratch memory, whole and without a prologue.
+template <class F>
+struct StoredColumn {
+  F value;
+
+  template <bool kWhole = false>
+  [[gnu::always_inline]] V operator()(int64_t row, std::bool_constant<kWhole> = {}) const {
+    return value(row);
+  }
+};
+template <class F>
+StoredColumn<F> stored_column(const F& value) {
+  return {value};
+}
+
+// f(c, whole) for the vectors of k channels; only the last may have lanes past them.
+template <class F>
+[[gnu::always_inline]] inline void for_vectors(int64_t k, const F& f, int64_t c = 0) {
+  for (; c + kLanes <= k; c += kLanes) f(c, std::true_type());
+  if (c < k) f(c, std::false_type());
+}
+
+// The same, two whole vectors at a time first: pair(c). Stored together, bf16 are rounded in three
+// instructions instead of four.
+template <class Pair, class F>
+[[gnu::always_inline]] inline void for_vector_pairs(int64_t k, const Pair& pair, const F& f) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= k; c += 2 * kLanes) pair(c);
+  for_vectors(k, f, c);
 }
 
 // dy of a gradient prologue (see GradientPrologue); its parts as constants, as in PrologueOf.
@@ -113,16 +158,40 @@ struct GradientOf {
 
   // dy of channels [c, c + n) at a pixel, their parameters in registers.
   struct Channels {
-    const T *grad, *y;
-    int64_t grad_ld, y_ld, n;
+    const T *grad, *y = nullptr;
+    int64_t grad_ld, y_ld = 0, n;
+    int act = 0;
     V scale, shift, coef[4];
     Bounds bounds;
-    int act;
 
-    V operator()(int64_t pixel) const {
-      V dy = load_upto(grad + pixel * grad_ld, n);
+    // Member by member: GCC clears an aggregate of so many vectors in memory first.
+    [[gnu::always_inline]] Channels(const GradientOf& of, int64_t c)
+        : grad(static_cast<const T*>(of.g.grad.data) + c),
+          grad_ld(of.g.grad.ld),
+          n(of.channels - c),
+          bounds(of.bounds) {
+      const GradientPrologue& g = of.g;
+      if constexpr (kHasY) {
+        y = static_cast<const T*>(g.y.data) + c;
+        y_ld = g.y.ld;
+        act = g.affine.act;
+        scale = g.affine.scale ? load_upto(g.affine.scale + c, n) : set(1.0f);
+        shift = g.affine.shift ? load_upto(g.affine.shift + c, n) : zero();
+      }
+      if constexpr (kHasCoef) {
+        const int64_t ld = g.coef_ld ? g.coef_ld : of.channels;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) coef[i] = load_upto(g.coef + i * ld + c, n);
+      }
+    }
+
+    template <bool kWhole = false>
+    [[gnu::always_inline]] V operator()(int64_t pixel, std::bool_constant<kWhole> = {}) const {
+      const T* from = grad + pixel * grad_ld;
+      V dy = kWhole ? load(from) : load_upto(from, n);
       if constexpr (!kHasY) return dy;
-      const V value = load_upto(y + pixel * y_ld, n);
+      const T* of = y + pixel * y_ld;
+      const V value = kWhole ? load(of) : load_upto(of, n);
       if (act) {
         const V z = fmadd(value, scale, shift);
         dy = kSimple ? bounds.mask(z, dy) : activate_grad(act, z, dy);
@@ -131,24 +200,7 @@ struct GradientOf {
       return fmadd(coef[0], dy, fmadd(coef[1], sub(value, coef[2]), coef[3]));
     }
   };
-  Channels at(int64_t c) const {
-    const int64_t n = channels - c;
-    Channels a{
-        static_cast<const T*>(g.grad.data) + c, nullptr, g.grad.ld, 0, n, set(1.0f), zero(), {}, bounds, 0};
-    if constexpr (kHasY) {
-      a.y = static_cast<const T*>(g.y.data) + c;
-      a.y_ld = g.y.ld;
-      a.act = g.affine.act;
-      if (g.affine.scale) a.scale = load_upto(g.affine.scale + c, n);
-      if (g.affine.shift) a.shift = load_upto(g.affine.shift + c, n);
-    }
-    if constexpr (kHasCoef) {
-      const int64_t ld = g.coef_ld ? g.coef_ld : channels;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) a.coef[i] = load_upto(g.coef + i * ld + c, n);
-    }
-    return a;
-  }
+  [[gnu::always_inline]] Channels at(int64_t c) const { return Channels(*this, c); }
 };
 
 // Calls f(first, integral_constant<int, count>) for rows in groups of four, then single ones: what a column's
@@ -168,10 +220,17 @@ void fill_tile(const TileWriter<Words>& a, int64_t rows, int64_t k, const Index&
   for_rows(rows, [&](int64_t row, auto group) {
     int64_t at[group];
     for (int i = 0; i < group; ++i) at[i] = index(row + i);
-    for (int64_t c = 0; c < k; c += kLanes) {
-      const auto value = column(c);
-      for (int i = 0; i < group; ++i) a.put(row + i, c, value(at[i]));
-    }
+    for_vector_pairs(
+        k,
+        [&](int64_t c) {
+          const auto low = column(c), high = column(c + kLanes);
+          for (int i = 0; i < group; ++i)
+            a.put_two(row + i, c, low(at[i], std::true_type()), high(at[i], std::true_type()));
+        },
+        [&](int64_t c, auto whole) {
+          const auto value = column(c);
+          for (int i = 0; i < group; ++i) a.put(row + i, c, value(at[i], whole));
+        });
     for (int i = 0; i < group; ++i) a.pad(row + i, k);
   });
 }
@@ -231,10 +290,48 @@ struct StoreSink : RegisterSink {
   bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= channels; }
 
   void operator()(float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    if (columns == 2 * kLanes && takes(column, columns) && !e.residual.data)
+      return e.affine.is_identity() ? two_vectors<false>(c, ldc, row, rows, column)
+                                    : two_vectors<true>(c, ldc, row, rows, column);
     store_block<T>(e, channels, c, ldc, first + row, rows, column, columns);
     if (!sums) return;
     for (int64_t v = 0; v < columns; v += kLanes)
       sums->add_rows(c + v, ldc, rows, column + v, opens && row == 0);
+  }
+
+  // Whole vectors of a block of two, with their statistics in the same pass.
+  template <bool kAffine>
+  void two_vectors(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column) const {
+    const bool open = opens && row == 0;
+    T* out = static_cast<T*>(e.out) + (first + row) * e.out_ld + column;
+    V scale[2], shift[2], base[2], s[2] = {zero(), zero()}, q[2] = {zero(), zero()};
+    for (int v = 0; v < 2; ++v) {
+      const int64_t at = column + v * kLanes;
+      if constexpr (kAffine) {
+        scale[v] = e.affine.scale ? load(e.affine.scale + at) : set(1.0f);
+        shift[v] = e.affine.shift ? load(e.affine.shift + at) : zero();
+      }
+      if (!sums) continue;
+      base[v] = load(c + v * kLanes);
+      if constexpr (kAffine) base[v] = fmadd(base[v], scale[v], shift[v]);
+      if (!open) base[v] = load(sums->shift + at);
+    }
+    for (int64_t r = 0; r < rows; ++r, c += ldc, out += e.out_ld) {
+      V z[2] = {load(c), load(c + kLanes)};
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        if constexpr (kAffine) z[v] = fmadd(z[v], scale[v], shift[v]);
+        if (sums) {
+          const V d = sub(z[v], base[v]);
+          s[v] = add(s[v], d);
+          q[v] = fmadd(d, d, q[v]);
+        }
+        if constexpr (kAffine) z[v] = bounds.clamp(z[v]);
+      }
+      store_two(out, z[0], z[1]);
+    }
+    if (sums)
+      for (int v = 0; v < 2; ++v) sums->put(column + v * kLanes, base[v], s[v], q[v], open);
   }
 
   template <int kRows, int kVectors>

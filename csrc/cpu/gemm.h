@@ -163,6 +163,13 @@ struct TileWriter {
     else
       store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
   }
+  // Channels [k, k + 2 * kLanes).
+  void put_two(int64_t row, int64_t k, V low, V high) const {
+    if constexpr (Words::kPerWord == 1)
+      store_two(at(row, k), low, high);
+    else
+      store_two(reinterpret_cast<bf16*>(at(row, k / 2)), low, high);
+  }
   // Zeroes what the reduction reads beyond the last vector of channels.
   void pad(int64_t row, int64_t k) const {
     for (int64_t next = round_up(k, kLanes); next < reduction_words<Words>(k) * Words::kPerWord;

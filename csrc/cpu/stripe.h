@@ -69,6 +69,17 @@ class Stripe {
   // Where the first pixel of an output line begins to read.
   const float* line(int64_t index) const { return data_ + slot(index) * slot_floats(); }
 
+  int64_t line_step() const { return s_.stride_h * slot_floats(); }
+  // f(first, count) for output lines [first, last), image by image: within one they lie line_step() apart.
+  template <class F>
+  void for_images(int64_t first, int64_t last, const F& f) const {
+    for (int64_t line = first; line < last;) {
+      const int64_t rest = s_.lines - line % s_.lines, count = last - line < rest ? last - line : rest;
+      f(line, count);
+      line += count;
+    }
+  }
+
   // Reads what output lines [first, last) need of `channels` channels: column(c) makes a function of a source
   // pixel, whose value is its vector from channel c on.
   template <class Column>
@@ -77,10 +88,18 @@ class Stripe {
     const int64_t padded = reduction_words<Words>(channels) * Words::kPerWord;
     for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
       fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
-        for (int64_t c = 0; c < channels; c += kLanes) {
-          const auto value = column(c);
-          for (int i = 0; i < group; ++i) put(at + i * pitch_, c, value(pixel + i));
-        }
+        for_vector_pairs(
+            channels,
+            [&](int64_t c) {
+              const auto low = column(c), high = column(c + kLanes);
+              for (int i = 0; i < group; ++i)
+                put_two(at + i * pitch_, c, low(pixel + i, std::true_type()),
+                        high(pixel + i, std::true_type()));
+            },
+            [&](int64_t c, auto whole) {
+              const auto value = column(c);
+              for (int i = 0; i < group; ++i) put(at + i * pitch_, c, value(pixel + i, whole));
+            });
         for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
           for (int i = 0; i < group; ++i) put(at + i * pitch_, c, zero());
       });
@@ -131,6 +150,12 @@ class Stripe {
     else
       store(reinterpret_cast<bf16*>(at) + c, v);
   }
+  static void put_two(float* at, int64_t c, V low, V high) {
+    if constexpr (Words::kPerWord == 1)
+      store_two(at + c, low, high);
+    else
+      store_two(reinterpret_cast<bf16*>(at) + c, low, high);
+  }
   void clear(float* out, int64_t pixels) const {
     for (int64_t i = 0; i < pixels * pitch_; i += kLanes) store(out + i, zero());
   }
@@ -167,12 +192,12 @@ class Stripe {
     clear(out, begin);
     for_rows(end - begin, [&](int64_t at, auto group) {
       const int64_t i = begin + at;
-      for (int64_t c = 0; c < channels; c += kLanes) {
+      for_vectors(channels, [&](int64_t c, auto whole) {
         const auto value = column(c);
         for (int g = 0; g < group; ++g)
-          store_pairs(out + (i + g) * pitch_ + c, low ? value(pixel + i + g) : zero(),
-                      high ? value(pixel + i + g + below) : zero());
-      }
+          store_pairs(out + (i + g) * pitch_ + c, low ? value(pixel + i + g, whole) : zero(),
+                      high ? value(pixel + i + g + below, whole) : zero());
+      });
     });
     clear(out + end * pitch_, columns_ - end);
 #endif

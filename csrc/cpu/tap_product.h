@@ -12,6 +12,12 @@ struct Taps {
   int64_t count, words;    // words of the reduction per tap
 };
 
+// Lines of one image in a stripe, `step` floats apart: `pixels` results each, the sink's rows from `row` on.
+struct ImageLines {
+  const float* first;
+  int64_t step, count, pixels, row;
+};
+
 // acc[row][panel] += sum over taps and words of a[row * a_row + offset + word] * b[...]
 template <class Words, int kRows, int kVectors>
 inline void accumulate_taps(V (&acc)[kRows][kVectors], const float* a, int64_t a_row, const Taps& taps,
@@ -80,26 +86,44 @@ inline void gather_line(const float* from, int64_t step, const Taps& taps, int64
         store(a.at(row + q, t * taps.words + word), load(from + taps.offsets[t] + word));
 }
 
-// Rows of the last block beyond the line are computed from whatever the stripe holds there, and dropped.
+// What 16 rows of a block cost, in halves: alone they load three tiles for two dot products, in pairs four
+// for four.
+inline int64_t block_cost(int64_t rows) {
+  return rows / kAmxBlock * 4 + (rows % kAmxBlock > kTileRows ? 4 : rows % kAmxBlock ? 3 : 0);
+}
+
+// Rows of the last block beyond the run are computed from whatever the stripe holds there, and dropped.
 template <class Sink>
-void amx_multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels,
-                       const PackedView<PairWords>& b, int64_t panel, int64_t panels, const Sink& sink,
-                       int64_t row) {
-  alignas(64) float c[kAmxBlock * kAmxBlock];
+void amx_multiply_lines(const ImageLines& lines, int64_t a_row, const Taps& taps,
+                        const PackedView<PairWords>& b, int64_t panel, int64_t panels, const Sink& sink) {
+  OverlappedSink<Sink> results(sink, taps.count * taps.words / kTileWords);
   [[maybe_unused]] const TileSession session;
-  for (int64_t q = 0; q < pixels; q += kAmxBlock) {
-    const int64_t count = pixels - q < kAmxBlock ? pixels - q : kAmxBlock;
-    with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
-      block_zero();
-      for (int64_t t = 0; t < taps.count; ++t)
-        for (int64_t word = 0; word < taps.words; word += kTileWords)
-          block_step<row_tiles, panel_tiles>(a + q * a_row + taps.offsets[t] + word, a_row,
-                                             b.panel(panel) + (t * taps.words + word) * kLanes, kLanes,
-                                             b.panel_stride());
-      block_store<row_tiles, panel_tiles>(c, kAmxBlock);
-    });
-    sink(c, kAmxBlock, row + q, count, panel * kLanes, panels * kLanes);
+  // Where lines lie a whole number of rows apart, the rows between them may be cheaper to compute than the
+  // blocks that every line leaves unfilled: 14 of 16 pixels are one run of 16 a line.
+  const int64_t pitch = lines.step / a_row, whole = (lines.count - 1) * pitch + lines.pixels;
+  const bool joined = lines.step % a_row == 0 && block_cost(whole) < lines.count * block_cost(lines.pixels);
+  const int64_t runs = joined ? 1 : lines.count, rows = joined ? whole : lines.pixels;
+  for (int64_t i = 0; i < runs; ++i) {
+    const float* a = lines.first + i * lines.step;
+    const RowRun run{lines.row + i * lines.pixels, lines.pixels, joined ? pitch : lines.pixels};
+    for (int64_t q = 0; q < rows; q += kAmxBlock) {
+      const int64_t count = rows - q < kAmxBlock ? rows - q : kAmxBlock;
+      with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
+        block_zero();
+        for (int64_t t = 0; t < taps.count; ++t)
+          for (int64_t word = 0; word < taps.words; word += kTileWords) {
+            block_step<row_tiles, panel_tiles>(a + q * a_row + taps.offsets[t] + word, a_row,
+                                               b.panel(panel) + (t * taps.words + word) * kLanes, kLanes,
+                                               b.panel_stride());
+            results.advance();
+          }
+        results.finish();
+        block_store<row_tiles, panel_tiles>(results.block(), kAmxBlock);
+      });
+      results.put(run, q, count, panel * kLanes, panels * kLanes);
+    }
   }
+  results.finish();
 }
 #endif
 
@@ -120,10 +144,6 @@ void accumulate_line(const float* a, int64_t a_row, const Taps& taps, int64_t pi
 template <class Words, class Sink>
 void multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixels,
                    const PackedView<Words>& b, int64_t panel, int64_t panels, const Sink& sink, int64_t row) {
-#if FASTCNN_ISA_LEVEL >= 4
-  if constexpr (Words::kPerWord == 2)
-    return amx_multiply_line(a, a_row, taps, pixels, b, panel, panels, sink, row);
-#endif
   alignas(64) float c[kMicroRows * kMicroVectors * kLanes];
   const int64_t ldc = kMicroVectors * kLanes, column = panel * kLanes;
   const bool registers = panels == kMicroVectors && sink.takes(column, panels * kLanes);
@@ -138,6 +158,18 @@ void multiply_line(const float* a, int64_t a_row, const Taps& taps, int64_t pixe
       tap_microtile<Words, kMicroRows, 1>(int(count), rows, a_row, taps, pb, b.panel_stride(), c, ldc);
     sink(c, ldc, row + q, count, column, panels * kLanes);
   });
+}
+
+// The same for several lines of an image.
+template <class Words, class Sink>
+void multiply_lines(const ImageLines& lines, int64_t a_row, const Taps& taps, const PackedView<Words>& b,
+                    int64_t panel, int64_t panels, const Sink& sink) {
+#if FASTCNN_ISA_LEVEL >= 4
+  if constexpr (Words::kPerWord == 2) return amx_multiply_lines(lines, a_row, taps, b, panel, panels, sink);
+#endif
+  for (int64_t i = 0; i < lines.count; ++i)
+    multiply_line(lines.first + i * lines.step, a_row, taps, lines.pixels, b, panel, panels, sink,
+                  lines.row + i * lines.pixels);
 }
 
 }  // namespace

@@ -45,6 +45,22 @@ inline bf16 to_bf16(float x) {
 #include "cpu/vec_portable.inc"
 #endif
 
+// Two vectors side by side.
+#if FASTCNN_ISA_LEVEL >= 3
+inline void store_two(bf16* p, V low, V high) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+#else
+inline void store_two(bf16* p, V low, V high) {
+  store(p, low);
+  store(p + kLanes, high);
+}
+#endif
+inline void store_two(float* p, V low, V high) {
+  store(p, low);
+  store(p + kLanes, high);
+}
+
 // kLanes elements as they are, or n of them and zeros after.
 template <class T>
 inline void copy_vector(T* out, const T* in) {

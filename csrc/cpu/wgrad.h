@@ -56,11 +56,11 @@ class WgradTile {
       const int64_t row = first + from;
       int64_t at[group * kPerWord];
       for (int i = 0; i < group * kPerWord; ++i) at[i] = index(row * kPerWord + i);
-      for (int64_t c = 0; c < channels_; c += kLanes) {
+      for_vectors(channels_, [&](int64_t c, auto whole) {
         const auto value = column(c);
         for (int i = 0; i < group; ++i)
-          put(row + i, c, value(at[i * kPerWord]), value(at[i * kPerWord + kPerWord - 1]));
-      }
+          put(row + i, c, value(at[i * kPerWord], whole), value(at[i * kPerWord + kPerWord - 1], whole));
+      });
     });
     // A last pixel without a partner, and rows that only the reduction's step asks for.
     for (int64_t row = whole > first ? whole : first; row < last; ++row)

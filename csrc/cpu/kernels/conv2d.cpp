@@ -99,9 +99,11 @@ class ForwardByLines {
                            sink);
         continue;
       }
-      for (int64_t line = first; line < last; ++line)
-        multiply_line(stripe.line(line), stripe.column_step(), taps, s_.out_w, b_, panel, panels, sink,
-                      (line - first) * s_.out_w);
+      stripe.for_images(first, last, [&](int64_t line, int64_t count) {
+        const ImageLines lines{stripe.line(line), stripe.line_step(), count, s_.out_w,
+                               (line - first) * s_.out_w};
+        multiply_lines(lines, stripe.column_step(), taps, b_, panel, panels, sink);
+      });
     }
   }
 

@@ -103,12 +103,13 @@ class DataGradient {
     const DxSink<T> sink(target, 0, pitch_, sums, false);
     for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors) {
       const int64_t panels = last_panel - panel < kMicroVectors ? last_panel - panel : kMicroVectors;
-      for (int64_t line = first; line < last; ++line) {
-        const int64_t image = line / shape_.lines, at = line % shape_.lines;
-        if (at < phase.lines)
-          multiply_line(stripe.line(line), stripe.column_step(), taps, phase.columns, b, panel, panels, sink,
-                        (image * phase.lines + at) * phase.columns);
-      }
+      stripe.for_images(first, last, [&](int64_t line, int64_t count) {
+        const int64_t image = line / shape_.lines, at = line % shape_.lines, rest = phase.lines - at;
+        if (rest <= 0) return;
+        const ImageLines lines{stripe.line(line), stripe.line_step(), count < rest ? count : rest,
+                               phase.columns, (image * phase.lines + at) * phase.columns};
+        multiply_lines(lines, stripe.column_step(), taps, b, panel, panels, sink);
+      });
     }
   }
 
@@ -164,7 +165,9 @@ void weight_gradient_by_patches(const Conv2dBackward& p) {
         dy.fill([&](int64_t row) { return first + row; }, [&](int64_t c) { return gradient.at(c); });
       });
       a.fill([&](int64_t row) { return row * patch; },
-             [&](int64_t c) { return [at = patches.data() + c](int64_t row) { return load(at + row); }; });
+             [&](int64_t c) {
+               return stored_column([at = patches.data() + c](int64_t row) { return load(at + row); });
+             });
       accumulate_weight_gradient(dy, a, dw.data() + chunk * s.n * pitch, pitch, first > begin);
     }
   });

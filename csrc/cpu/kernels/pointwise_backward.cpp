@@ -19,7 +19,7 @@ constexpr int64_t kCachedWeightGradient = 512 * 1024;
 #else
 constexpr int64_t kCachedWeightGradient = 256 * 1024;
 #endif
-constexpr int64_t kChunkPixels = 384, kMostChunks = 64;
+constexpr int64_t kChunkPixels = 384, kMostChunks = 64, kMostLongTiles = 768;
 
 template <class T>
 class Backward {
@@ -71,7 +71,8 @@ class Backward {
     const int64_t fit = 384 * 1024 / (words * 4) / kMicroRows;
     int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
 #if FASTCNN_ISA_LEVEL >= 4
-    if (Words::kPerWord == 2) rows = fit > 4 ? 128 : 64;
+    // A block of dW is loaded and stored once per tile: half a chunk where it fits the 2 MB of L2.
+    if (Words::kPerWord == 2) rows = p_.n + p_.k <= kMostLongTiles ? kChunkPixels / 2 : fit > 4 ? 128 : 64;
 #endif
     return rows < pixels_ ? rows : pixels_;
   }
@@ -138,9 +139,9 @@ class Backward {
     if constexpr (Words::kPerWord == 2)
       columns.fill([](int64_t row) { return row; },
                    [&](int64_t c) {
-                     return [&, c](int64_t row) {
+                     return stored_column([&, c](int64_t row) {
                        return load(reinterpret_cast<const bf16*>(dy.at(row, c / 2)));
-                     };
+                     });
                    });
     const WgradTile<Words> a(Words::kPerWord == 1 ? scratch + tile : columns.end(), count, p_.k);
     fill_input(first, 0, a.rows(), a);
