@@ -1,4 +1,4 @@
-// Passes over memory: affine maps with activation, pooling, dropout.
+// Passes over memory: affine maps with activation, pooling, local response normalisation, dropout.
 #include "bindings/arguments.h"
 
 namespace fastcnn {
@@ -117,6 +117,32 @@ void bind_avg_pool2d(py::module_& m) {
   });
 }
 
+// (pixels, channels, dtype), (before, after, share, beta, k)
+LocalResponseNorm local_response_norm_parameters(const py::tuple& shape, const py::tuple& window) {
+  LocalResponseNorm p;
+  p.pixels = shape[0].cast<int64_t>();
+  p.channels = shape[1].cast<int64_t>();
+  p.dtype = dtype_of(shape[2].cast<int>());
+  p.before = window[0].cast<int64_t>();
+  p.after = window[1].cast<int64_t>();
+  p.share = window[2].cast<float>();
+  p.beta = window[3].cast<float>();
+  p.k = window[4].cast<float>();
+  return p;
+}
+
+void bind_local_response_norm(py::module_& m) {
+  m.def("local_response_norm", [](const py::tuple& shape, const py::tuple& window, Pointer x, int64_t x_ld,
+                                  Pointer grad, int64_t grad_ld, Pointer out, int64_t out_ld) {
+    LocalResponseNorm p = local_response_norm_parameters(shape, window);
+    p.x = activations(x, x_ld);
+    p.grad = activations(grad, grad_ld);
+    p.out = reinterpret_cast<void*>(out);
+    p.out_ld = out_ld;
+    launch(kernels().local_response_norm, p);
+  });
+}
+
 // (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
 DropoutMask dropout_mask(const py::tuple& t) {
   DropoutMask m;
@@ -164,6 +190,7 @@ void bind_passes(py::module_& m) {
   bind_affine_act(m);
   bind_max_pool2d(m);
   bind_avg_pool2d(m);
+  bind_local_response_norm(m);
   bind_dropout(m);
 }
 

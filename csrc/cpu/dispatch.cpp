@@ -20,7 +20,7 @@ namespace fastcnn {
 #define FASTCNN_OTHER_KERNELS(apply)                                                                         \
   apply(group_conv2d) apply(depthwise_forward) apply(depthwise_backward) apply(max_pool2d) apply(avg_pool2d) \
       apply(affine_act) apply(affine_act_backward) apply(dropout) apply(squash) apply(capsule_forward)       \
-          apply(capsule_backward)
+          apply(capsule_backward) apply(local_response_norm)
 
 #define FASTCNN_DECLARE_KERNEL(name) void register_##name(Kernels&);
 #define FASTCNN_REGISTER_KERNEL(name) register_##name(k);

@@ -9,6 +9,7 @@
 #include "ops/conv2d.h"
 #include "ops/depthwise.h"
 #include "ops/dropout.h"
+#include "ops/local_response_norm.h"
 #include "ops/max_pool2d.h"
 #include "ops/pointwise.h"
 #include "ops/separable.h"
@@ -38,6 +39,7 @@ struct Kernels {
   void (*max_pool2d_backward)(const MaxPool2dBackward&) = nullptr;
   void (*avg_pool2d_forward)(const AvgPool2dForward&) = nullptr;
   void (*avg_pool2d_backward)(const AvgPool2dBackward&) = nullptr;
+  void (*local_response_norm)(const LocalResponseNorm&) = nullptr;
   void (*affine_act_forward)(const AffineActForward&) = nullptr;
   void (*affine_act_sums)(const AffineActSums&) = nullptr;
   void (*affine_act_data_gradient)(const AffineActDataGradient&) = nullptr;

@@ -90,6 +90,25 @@ inline V exp(V x) {
   return mul(add(fmadd(mul(p, r), r, r), set(1.0f)), exp2_of_integer(n));
 }
 
+// ln x of a positive normal x below 2^127 by Cephes' logf.
+inline V log(V x) {
+  V n = exponent(x);
+  const V in_1_2 = mul(x, exp2_of_integer(sub(zero(), n))), root2 = set(1.41421356237f);
+  n = where_gt(in_1_2, root2, add(n, set(1.0f)), n);
+  const V r = sub(where_gt(in_1_2, root2, mul(in_1_2, set(0.5f)), in_1_2), set(1.0f)), r2 = mul(r, r);
+  V p = set(7.0376836292e-2f);
+  p = fmadd(p, r, set(-1.1514610310e-1f));
+  p = fmadd(p, r, set(1.1676998740e-1f));
+  p = fmadd(p, r, set(-1.2420140846e-1f));
+  p = fmadd(p, r, set(1.4249322787e-1f));
+  p = fmadd(p, r, set(-1.6668057665e-1f));
+  p = fmadd(p, r, set(2.0000714765e-1f));
+  p = fmadd(p, r, set(-2.4999993993e-1f));
+  p = fmadd(p, r, set(3.3333331174e-1f));
+  p = fmadd(n, set(-2.12194440e-4f), mul(p, mul(r, r2)));
+  return fmadd(n, set(0.693359375f), add(fmadd(r2, set(-0.5f), p), r));
+}
+
 inline V sigmoid(V z) { return div(set(1.0f), add(set(1.0f), exp(sub(zero(), z)))); }
 
 inline V activate(int act, V z) {

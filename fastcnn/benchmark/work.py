@@ -65,6 +65,8 @@ def primitive_operations(primitive: str, args: Sequence, output: object) -> floa
         return _forward_operations(arguments, next(iter(tensors([output]))))
     if "kernel" in arguments:  # pooling: a comparison for each tap
         return float(math.prod(arguments["kernel"]) * sum(t.numel() for t in tensors([output])))
+    if primitive.startswith("local_response_norm"):  # a product and a sum for each channel of a window; two backward
+        return (4.0 if "grad" in arguments else 2.0) * arguments["size"] * args[0].numel()
     return 2.0 * args[0].numel()  # a scale and a shift, or two sums
 
 

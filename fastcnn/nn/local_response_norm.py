@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastcnn.ops import local_response_norm
+
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """nn.LocalResponseNorm; halves are normalised in float32, which torch refuses to do in bfloat16 on CPUs. Same arguments.
+    """nn.LocalResponseNorm on fastcnn's kernels, halves summed in float32; same arguments.
 
     As Caffe's, torch's alpha is divided by the size: AlexNet's paper, which does not divide, has 5e-4 here and k = 2.
 
-    Shapes: x [N, C, ...] to the same, in x's dtype.
-    Source: AlexNet (Krizhevsky et al. 2012, section 3.3).
+    Shapes: x [N, C, ...] to the same, in x's dtype. What the kernels do not have (any but four dimensions, an alpha below 0,
+    a k that is not above it) is torch's own, in float32 where x is a half, which torch refuses in bfloat16 on CPUs.
+    Source: `fastcnn.ops.local_response_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x / (k + alpha / size * sum of the squares of size channels around each) ** beta."""
+        if x.dim() == 4 and x.numel() and self.alpha >= 0 and self.k > 0:
+            return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
         if x.element_size() < 4:
             return super().forward(x.float()).to(x.dtype)
         return super().forward(x)

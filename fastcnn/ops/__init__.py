@@ -13,6 +13,7 @@ from fastcnn.ops.dense_block import DenseLayer, dense_block
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
 from fastcnn.ops.dropout import drop_path, dropout, dropout2d
 from fastcnn.ops.inverted_residual import inverted_residual
+from fastcnn.ops.local_response_norm import local_response_norm
 from fastcnn.ops.max_pool2d import max_pool2d
 from fastcnn.ops.normalisation import Affine, BatchNorm
 from fastcnn.ops.pointwise_conv2d import pointwise_conv2d
@@ -37,6 +38,7 @@ __all__ = [
     "dropout",
     "dropout2d",
     "inverted_residual",
+    "local_response_norm",
     "max_pool2d",
     "pointwise_conv2d",
     "separable_conv2d",

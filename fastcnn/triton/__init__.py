@@ -16,6 +16,7 @@ from fastcnn.triton.depthwise_conv2d_bwd import depthwise_bwd
 from fastcnn.triton.dropout import dropout_bwd, dropout_fwd, dropout_inplace
 from fastcnn.triton.inverted_residual import inverted_residual_fwd
 from fastcnn.triton.launch import refuses, unavailable
+from fastcnn.triton.local_response_norm import local_response_norm_bwd, local_response_norm_fwd
 from fastcnn.triton.pointwise_conv2d import pointwise_fwd, pointwise_into
 from fastcnn.triton.pointwise_conv2d_bwd import pointwise_bwd, pointwise_bwd_into
 from fastcnn.triton.separable_conv2d import separable_fwd
@@ -40,6 +41,8 @@ __all__ = [
     "dropout_fwd",
     "dropout_inplace",
     "inverted_residual_fwd",
+    "local_response_norm_bwd",
+    "local_response_norm_fwd",
     "pointwise_bwd",
     "pointwise_bwd_into",
     "pointwise_fwd",

@@ -32,7 +32,7 @@ _INPUT = {
     "pointwise_bwd_into": 7,
     **dict.fromkeys(("pointwise_bwd", "conv2d_bwd", "depthwise_bwd"), 6),
     **dict.fromkeys(("affine_act_sums", "avg_pool2d_bwd", "capsule_routing_bwd", "squash_bwd"), 1),
-    **dict.fromkeys(("affine_act_into", "pointwise_into", "conv2d_into"), 1),
+    **dict.fromkeys(("local_response_norm_bwd", "affine_act_into", "pointwise_into", "conv2d_into"), 1),
 }
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.

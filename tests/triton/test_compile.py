@@ -10,11 +10,13 @@ import torch
 from fastcnn import triton as backend
 from fastcnn.ops.dropout import CHANNEL, ELEMENT, SAMPLE
 from fastcnn.triton.launch import INTERPRETED
+from fastcnn.triton.local_response_norm import MAX_UNROLLED
 from tests.ops.cases import affine, on_grid
 from tests.triton import test_avg_pool2d as avg_pool2d
 from tests.triton import test_capsule_routing as capsules
 from tests.triton import test_conv2d as conv2d
 from tests.triton import test_depthwise_conv2d as depthwise
+from tests.triton import test_local_response_norm as local_response_norm
 from tests.triton import test_pointwise_conv2d as pointwise
 from tests.triton import test_separable_conv2d as separable
 from tests.triton.ahead_of_time import Resources, compile_for, launches_of
@@ -275,6 +277,19 @@ def test_avg_pool2d(dtype, capability, window):
     forward, backward = avg_pool2d.arguments((N, 256, SIZE), window, dtype, 1)
     compiled("avg_pool2d_fwd", forward, capability)
     compiled("avg_pool2d_bwd", (*backward, True), capability, folding=True)
+
+
+@pytest.mark.parametrize("size", [5, MAX_UNROLLED, MAX_UNROLLED + 1])
+@pytest.mark.parametrize(("dtype", "capability"), [(BF16, 90), (FP32, 80)], ids=str)
+def test_local_response_norm(dtype, capability, size):
+    for channels in (64, 192):
+        forward, backward = local_response_norm.arguments((N, channels, SIZE), (size, 1e-4, 0.75, 1.0), dtype)
+        compiled("local_response_norm_fwd", forward, capability)
+        made = compiled("local_response_norm_bwd", backward, capability)
+        if size <= MAX_UNROLLED:
+            # 4 elements a thread, each with a gradient for every window that it is in and all that those windows see.
+            loads = made["local_response_norm_kernel"].ptx.count("ld.global")
+            assert loads == 4 * (size + 2 * size - 1), "neighbours are loaded more than once"
 
 
 @pytest.mark.parametrize("unit", [ELEMENT, CHANNEL, SAMPLE])
