@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.table import Table
 import fastcnn
 from fastcnn.benchmark import machine, peaks
 from fastcnn.benchmark.race import RaceResult
-from fastcnn.benchmark.targets import SuiteResult, Target
+from fastcnn.benchmark.targets import Curve, SuiteResult, Target
 
 
 def default_directory() -> Path:
@@ -118,10 +119,10 @@ def record(suite: SuiteResult, device: str, quick: bool) -> dict:
 
 
 def save(results: list[SuiteResult], device: str, directory: Path, quick: bool = False, partial: bool = False) -> Path:
-    """Writes a JSON file and a plot per suite, and from the latest whole suites the machine's summary.
+    """Writes a JSON file and plots per suite, and from the latest whole suites the machine's summary.
 
-    Layout: raw/<machine>/<suite>.json and .png, results/<machine>.md. Quick or partial runs go to
-    raw/<machine>/partial/ and leave the summary as it is.
+    Layout: raw/<machine>/<suite>.json, .png and -<curve>.png, results/<machine>.md and -<suite>-<curve>.png. Quick or
+    partial runs go to raw/<machine>/partial/ and leave the summary as it is.
     """
     records = [record(result, device, quick) for result in results]
     name = machine.slug(machine.describe(device))
@@ -131,21 +132,27 @@ def save(results: list[SuiteResult], device: str, directory: Path, quick: bool =
     for data in records:
         path = target / f"{data['suite']['name']}.json"
         path.write_text(json.dumps(data, indent=1, default=str) + "\n")
-        plot(SuiteResult.from_dict(data["suite"]), path.with_suffix(".png"))
+        suite = SuiteResult.from_dict(data["suite"])
+        plot(suite, path.with_suffix(".png"))
+        plot_curves(suite, path.with_suffix(""))
     if quick or partial:
         return target
     return write_summary(raw, directory / "results" / f"{name}.md")
 
 
 def write_summary(raw: Path, path: Path) -> Path:
-    """Renders a machine's summary from the suites' latest records."""
+    """Renders a machine's summary, and its curves beside it, from the suites' latest records."""
     from fastcnn.benchmark import suites
 
     order = {suite.NAME: i for i, suite in enumerate(suites.SUITES)}
     records = [json.loads(p.read_text()) for p in raw.glob("*.json")]
     records.sort(key=lambda r: order.get(r["suite"]["name"], len(order)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(summary_lines(records)) + "\n")
+    pictures = {}
+    for data in records:
+        suite = SuiteResult.from_dict(data["suite"])
+        pictures[suite.name] = plot_curves(suite, path.with_name(f"{path.stem}-{suite.name}"))
+    path.write_text("\n".join(summary_lines(records, pictures)) + "\n")
     return path
 
 
@@ -154,8 +161,8 @@ def _versions(facts: dict) -> str:
     return f"{versions}; CPU kernels: {facts['cpu_kernels']}"
 
 
-def summary_lines(records: list[dict]) -> list[str]:
-    """The Markdown summary: the machine, then each suite's targets, and whole models in full."""
+def summary_lines(records: list[dict], pictures: dict[str, dict[str, Path]]) -> list[str]:
+    """The Markdown summary: the machine, then each suite's targets and pictures (by title), and whole models in full."""
     facts, rates = records[0]["machine"], records[0]["peaks"]
     peak = ", ".join(f"{name} {rate / 1e9:.0f} Gop/s" for name, rate in rates["matrix_ops_per_s"].items())
     lines = [
@@ -174,24 +181,31 @@ def summary_lines(records: list[dict]) -> list[str]:
         if suite.name in ("models", "pointwise"):
             names = columns(suite.races)
             lines += ["", *_markdown(header(suite.races), [race_cells(r, names) for r in suite.races])]
+        for title, picture in pictures[suite.name].items():
+            lines += ["", f"![{title}]({picture.name})"]
         notes = [*suite.notes, *(f"Refused: {r}." for r in refusals(suite.races))]
         lines += ["", *(f"- {note}" for note in notes)]
     return lines
+
+
+def _pyplot() -> ModuleType | None:
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def plot(suite: SuiteResult, path: Path) -> Path | None:
     """A bar per race: the ratio to the best peer. None without matplotlib or where nothing has a ratio."""
     pairs = [(race.name, race.ratio_to_best()) for race in suite.races]
     pairs = [(name, ratio) for name, ratio in pairs if ratio]
-    try:
-        import matplotlib
-    except ImportError:
+    plt = _pyplot()
+    if plt is None or not pairs:
         return None
-    if not pairs:
-        return None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names, ratios = zip(*pairs)
     figure, ax = plt.subplots(figsize=(8, 1.2 + 0.16 * len(pairs)), layout="constrained")
     bars = ax.barh(names, ratios, color=["#2a7f62" if ratio >= 1 else "#b5483a" for ratio in ratios])
@@ -204,3 +218,41 @@ def plot(suite: SuiteResult, path: Path) -> Path | None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def plot_curves(suite: SuiteResult, stem: Path) -> dict[str, Path]:
+    """A picture <stem>-<curve>.png per curve, by title; none without matplotlib or where nothing was measured."""
+    plt, drawn = _pyplot(), {}
+    for curve in suite.curves if plt else ():
+        if any(value is not None for values in curve.series.values() for value in values):
+            path = stem.with_name(f"{stem.name}-{curve.name}.png")
+            _plot_curve(plt, curve, path)
+            drawn[curve.title] = path
+    return drawn
+
+
+def _plot_curve(plt: ModuleType, curve: Curve, path: Path) -> None:
+    """On logarithmic axes, where what grows linearly is parallel to the dotted line from the first series' first point."""
+    figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    measured = {
+        name: [(x, y) for x, y in zip(curve.x, values, strict=True) if y is not None]
+        for name, values in curve.series.items()
+    }
+    measured = {name: points for name, points in measured.items() if points}
+    for name, points in measured.items():
+        ax.plot(*zip(*points), marker="o", markersize=3, label=name)
+        ax.annotate(f"{points[-1][1]:.0f}", points[-1], (4, -2), textcoords="offset points", fontsize=7)
+    x0, y0 = next(iter(measured.values()))[0]
+    ax.plot(curve.x, [y0 * x / x0 for x in curve.x], ":", color="gray", linewidth=1, label="linear")
+    ax.margins(x=0.08)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(curve.x, [f"{x:g}" for x in curve.x])
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)
+    ax.set_title(curve.title, fontsize=9, loc="left")
+    ax.set_xlabel(curve.x_label, fontsize=8)
+    ax.set_ylabel(curve.y_label, fontsize=8)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)

@@ -27,15 +27,28 @@ class Target:
         return self.measured <= self.bound if self.less_is_better else self.measured >= self.bound
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How figures grow with x: the values of each series at every x, None where nothing was measured."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    x: list[float]
+    series: dict[str, list[float | None]]
+
+
 @dataclass
 class SuiteResult:
-    """A suite's races and targets."""
+    """A suite's races, targets and curves."""
 
     name: str
     title: str
     races: list[RaceResult] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         """Ready for JSON."""
@@ -46,7 +59,9 @@ class SuiteResult:
     def from_dict(cls, data: dict) -> SuiteResult:
         """The inverse of as_dict."""
         targets = [Target(**{k: v for k, v in t.items() if k != "reached"}) for t in data["targets"]]
-        return cls(data["name"], data["title"], [RaceResult(**r) for r in data["races"]], targets, data["notes"])
+        races = [RaceResult(**r) for r in data["races"]]
+        curves = [Curve(**c) for c in data.get("curves", ())]  # records of before there were any stay readable
+        return cls(data["name"], data["title"], races, targets, data["notes"], curves)
 
 
 def geometric_mean(values: Iterable[tuple[float, int]]) -> float | None:

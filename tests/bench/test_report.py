@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from fastcnn.benchmark import machine, memory, peaks, report
+from fastcnn.benchmark import machine, memory, peaks, report, suites
 from fastcnn.benchmark.race import RaceResult
-from fastcnn.benchmark.targets import SuiteResult, Target, geometric_mean, mean_ratio
+from fastcnn.benchmark.suites import dense
+from fastcnn.benchmark.targets import Curve, SuiteResult, Target, geometric_mean, mean_ratio
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,67 @@ def test_record_names_machine_versions_and_commit() -> None:
     assert {"cpu", "commit", "threads", "cores", "date", "cpu_kernels"} <= data["machine"].keys()
     assert data["peaks"]["matrix_ops_per_s"]["float32"] == 1e11
     assert SuiteResult.from_dict(data["suite"]).races[0].ratio_to_best() == 2.0
+
+
+def _curve(**series: list[float | None]) -> Curve:
+    return Curve("memory", "Peak memory", "layers", "MB", [8, 16, 32, 64], series)
+
+
+def test_curves_are_kept_and_shown_in_the_summary(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curve = _curve(ours=[1.0, 2.0, 4.0, 8.0], torch=[2.0, None, 20.0, 70.0], unknown=[None] * 4)
+    suite = SuiteResult(
+        "dense", "Dense blocks", curves=[curve, Curve("nothing", "Nothing", "x", "y", [1], {"a": [None]})]
+    )
+    data = json.loads(json.dumps(suite.as_dict()))
+    assert SuiteResult.from_dict(data) == suite
+    del data["curves"]
+    assert SuiteResult.from_dict(data).curves == []
+    where = report.save([suite], "cpu", tmp_path, partial=True)
+    assert (where / "dense-memory.png").stat().st_size > 1000
+    summary = report.save([suite], "cpu", tmp_path)
+    picture = summary.with_name(f"{summary.stem}-dense-memory.png")
+    assert 1000 < picture.stat().st_size <= 40 << 10
+    assert f"![Peak memory]({picture.name})" in summary.read_text()
+    assert sorted(summary.parent.iterdir()) == sorted([summary, picture])
+
+
+def test_targets_are_of_the_curves_that_were_measured() -> None:
+    measured = []
+
+    def curves(options: suites.Options) -> list[Curve]:
+        measured.append(_curve(a=[1.0, 2.0, 3.0, 4.0]))
+        return measured[-1:]
+
+    def targets(races: list[RaceResult], options: suites.Options, curve: Curve) -> list[Target]:
+        return [Target("last", "", 4.0, curve.series["a"][-1])]
+
+    suite = SimpleNamespace(NAME="s", TITLE="S", NOTES=(), curves=curves, targets=targets)
+    result = suites.finish(suite, [], suites.Options())
+    assert result.curves == measured
+    assert len(measured) == 1
+    assert result.targets == [Target("last", "", 4.0, 4.0)]
+
+
+def test_memory_of_a_dense_block_is_to_grow_linearly() -> None:
+    names = ("fastcnn", "fastcnn, memory_efficient", "torch", "torch, memory_efficient")
+    values = ([8.0, 16.0, 41.0, 64.0], [4.0, 8.0, 16.0, None], [30.0, 90.0, 290.0, 990.0], [9.0, 18.0, 36.0, 72.0])
+    found = dense.targets([], suites.Options(), _curve(**dict(zip(names, values, strict=True))))
+    assert [t.bound for t in found] == [20.0, 40.0, 80.0, 10.0, 20.0]
+    assert [t.reached for t in found] == [True, False, True, True, True]
+    assert found[1].work == "block of 32 layers, fast, peak of a step"
+    assert found[1].against == "MB; 290 in torch's"
+    assert dense.curves(suites.Options(quick=True)) == dense.targets([], suites.Options(quick=True)) == []
+
+
+def _where() -> tuple[int, int]:
+    return os.getpid(), torch.get_num_threads()
+
+
+def test_in_new_process_runs_with_as_many_threads() -> None:
+    process, threads = memory.in_new_process(_where)
+    assert process != os.getpid()
+    assert threads == torch.get_num_threads()
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameter() -> None:

@@ -12,7 +12,16 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastcnn.nn import Bottleneck, ConvBNAct, PreActBlock, SeparableConv2d, SyncBatchNorm2d, convert_sync_batchnorm
+from fastcnn.nn import (
+    Bottleneck,
+    ConvBNAct,
+    DenseBlock,
+    PreActBlock,
+    SeparableConv2d,
+    SyncBatchNorm2d,
+    Transition,
+    convert_sync_batchnorm,
+)
 from tests.tolerances import assert_close
 
 SPLITS = ((2, 2), (1, 3))  # images of each process
@@ -26,9 +35,11 @@ def _model() -> nn.Module:
             20, 24, 3, padding=1, mid_norm=nn.BatchNorm2d, mid_act="relu", out_norm=nn.BatchNorm2d, out_act="relu"
         ),
         Bottleneck(24, 6),
-        ConvBNAct(24, 17, 1),
+        DenseBlock(2, 24, 2, 5),
+        ConvBNAct(34, 17, 1),
         PreActBlock(17, 17, 1),
         ConvBNAct(17, 8, 3, order="bn_act_conv"),
+        Transition(8, 6),
     )
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -39,7 +50,7 @@ def _model() -> nn.Module:
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(4, 3, 15, 14, generator=generator), torch.randn(4, 8, 8, 7, generator=generator)
+    return torch.randn(4, 3, 15, 14, generator=generator), torch.randn(4, 6, 4, 3, generator=generator)
 
 
 def _results(model: nn.Module, y: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,7 @@
-"""The benchmarks: each module is a suite with NAME, TITLE, cases(options) and targets(races, options)."""
+"""The benchmarks: each module is a suite with NAME, TITLE, cases(options) and targets(races, options).
+
+A suite that also has curves(options) gets what it returns as targets' further arguments.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,10 @@ def new_clock(device: str) -> CpuClock:
 
 
 def finish(suite: ModuleType, races: list[RaceResult], options: Options) -> SuiteResult:
-    """A suite's result: races, and the targets that a whole suite can be held to."""
-    return SuiteResult(suite.NAME, suite.TITLE, races, suite.targets(races, options), list(suite.NOTES))
+    """A suite's result: races, curves, and the targets that a whole suite can be held to."""
+    curves = suite.curves(options) if hasattr(suite, "curves") else []
+    targets = suite.targets(races, options, *curves)
+    return SuiteResult(suite.NAME, suite.TITLE, races, targets, list(suite.NOTES), curves)
 
 
 def run(options: Options, progress: Callable[[str, RaceResult | None], None]) -> list[SuiteResult]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from fastcnn.benchmark import memory, peers
 from fastcnn.benchmark.case import OURS, Case, Competitor, Entry, Work
 from fastcnn.benchmark.race import RaceResult
 from fastcnn.benchmark.suites.common import BATCH, NAMES, normal
-from fastcnn.benchmark.targets import Target
+from fastcnn.benchmark.targets import Curve, Target
 from fastcnn.nn import DenseBlock
 
 if TYPE_CHECKING:
@@ -25,20 +24,23 @@ NAME = "dense"
 TITLE = "Dense blocks of DenseNet-121, growth rate 32, batch 8"
 NOTES = (
     "A training step of one block, forward and backward; peers are torchvision's block. Floors: computing.",
-    "Memory: the peak of one step of a block over 64 channels of 28 x 28 pixels, batch 2, above what it began with.",
+    "Memory: the peak of one step of a block over 64 channels of 28 x 28 pixels, batch 2, above what it began with;"
+    " each in a process of its own.",
 )
 GROWTH, BOTTLENECK = 32, 4
 BLOCKS = ((6, 64, 56), (12, 128, 28), (24, 256, 14), (16, 512, 7))  # layers, channels, pixels
-DEPTHS = (16, 32, 64)
+DEPTHS = (8, 16, 32, 64)
+TORCH = "torch"
+FORMS = {"": False, ", memory_efficient": True}
 
 
 @lru_cache(maxsize=1)
-def _stock(layers: int, channels: int) -> nn.Module:
+def _stock(layers: int, channels: int, memory_efficient: bool = False) -> nn.Module:
     from torchvision.models import densenet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return densenet._DenseBlock(layers, channels, BOTTLENECK, GROWTH, 0.0)
+        return densenet._DenseBlock(layers, channels, BOTTLENECK, GROWTH, 0.0, memory_efficient)
 
 
 def _ours(layers: int, channels: int, memory_efficient: bool = False) -> nn.Module:
@@ -102,7 +104,8 @@ def cases(options: Options) -> Iterator[Case]:
             yield _case(*block, dtype, options)
 
 
-def _peak_megabytes(block: nn.Module, device: str) -> float | None:
+def _peak_megabytes(ours: bool, depth: int, memory_efficient: bool, device: str) -> float | None:
+    block = _ours(depth, 64, memory_efficient) if ours else copy.deepcopy(_stock(depth, 64, memory_efficient))
     block = block.to(device, memory_format=torch.channels_last).train()
     x = torch.randn(2, 64, 28, 28, device=device).contiguous(memory_format=torch.channels_last)
     run = partial(_step, block, torch.float32)
@@ -112,22 +115,34 @@ def _peak_megabytes(block: nn.Module, device: str) -> float | None:
     return None if peak is None else peak / 1e6
 
 
-def targets(races: list[RaceResult], options: Options) -> list[Target]:
-    """Memory per depth: a quarter more than linear from a block of 16 at most, in both forms; torch's beside it.
+def curves(options: Options) -> list[Curve]:
+    """The peak memory of a step as depth grows, of both forms of our block and of torch's; nothing when quick."""
+    if options.quick:
+        return []
 
-    What a block of fewer takes malloc may hold anyway.
-    """
+    def peak(*what: object) -> float | None:
+        # CUDA's allocator counts exactly in any process.
+        alone = options.device == "cpu"
+        return memory.in_new_process(_peak_megabytes, *what) if alone else _peak_megabytes(*what)
+
+    series = {
+        f"{name}{form}": [peak(ours, depth, efficient, options.device) for depth in DEPTHS]
+        for name, ours in ((OURS, True), (TORCH, False))
+        for form, efficient in FORMS.items()
+    }
+    return [Curve("memory", "Peak memory of a training step of a dense block", "layers", "MB", list(DEPTHS), series)]
+
+
+def targets(races: list[RaceResult], options: Options, peaks: Curve | None = None) -> list[Target]:
+    """Memory per depth: a quarter more than linear from the shallowest block at most, in both forms; torch's beside it."""
     found = []
-    if options.quick or not races:
+    if peaks is None:
         return found
-    for efficient in (False, True):
-        first = None
-        for depth in DEPTHS:
-            ours = _peak_megabytes(_ours(depth, 64, efficient), options.device)
-            theirs = _peak_megabytes(copy.deepcopy(_stock(depth, 64)), options.device)
-            first = ours if first is None else first
-            against = "MB" if theirs is None else f"MB; {theirs:.0f} in torch"
-            form = "memory_efficient" if efficient else "fast"
-            bound = math.inf if first is None else 1.25 * first * depth / DEPTHS[0]
-            found.append(Target(f"block of {depth} layers, {form}, peak of a step", against, bound, ours, True))
+    for form in FORMS:
+        first, *ours = peaks.series[OURS + form]
+        for depth, mine, theirs in zip(DEPTHS[1:], ours, peaks.series[TORCH + form][1:], strict=True):
+            if first is not None and mine is not None and theirs is not None:
+                bound = round(1.25 * first * depth / DEPTHS[0], 1)
+                work = f"block of {depth} layers{form or ', fast'}, peak of a step"
+                found.append(Target(work, f"MB; {theirs:.0f} in torch's", bound, mine, True))
     return found
