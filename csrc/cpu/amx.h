@@ -87,7 +87,7 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
       with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
         block_zero();
         for (int64_t word = 0; word < b.words; word += kTileWords) {
-          block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b.panel(panel) + word * kLanes,
+          block_step<row_tiles, panel_tiles>(a.at(row, word), kTileWords, b.panel(panel) + word * kLanes,
                                              kLanes, b.panel_stride());
           results.advance();
         }
@@ -113,7 +113,7 @@ inline void amx_accumulate_tile(const TileWriter<PairWords>& a, int64_t rows, co
       else
         block_zero();
       for (int64_t word = 0; word < words; word += kTileWords)
-        block_step<row_tiles, panel_tiles>(a.at(row, word), kRowWords, b + word * kLanes, kLanes, b_panel);
+        block_step<row_tiles, panel_tiles>(a.at(row, word), kTileWords, b + word * kLanes, kLanes, b_panel);
       block_store<row_tiles, panel_tiles>(block, kAmxBlock);
     });
 }
@@ -158,8 +158,8 @@ void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, in
       with_block_shape(count, columns / kTileWords, [&](auto row_tiles, auto panel_tiles) {
         accumulate_block<row_tiles, panel_tiles>(count, dw + n * pitch + k, pitch, accumulate, [&] {
           for (int64_t row = 0; row < dy.rows(); row += kTileWords)
-            block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kRowWords,
-                                               kTileWords);
+            block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kTileWords,
+                                               a.block_floats());
         });
       });
     }

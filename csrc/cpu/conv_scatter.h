@@ -16,8 +16,9 @@ namespace {
 constexpr int64_t kScatterBytes = 384 * 1024;
 
 // Bytes of L2 that one image takes.
-inline int64_t scatter_bytes(const Conv2dShape& s, int64_t words) {
-  return (tile_floats(s.out_h * s.out_w, words) + s.in_h * s.in_w * kMicroVectors * kLanes) * 4;
+template <class Words>
+int64_t scatter_bytes(const Conv2dShape& s, int64_t words) {
+  return (tile_floats<Words>(s.out_h * s.out_w, words) + s.in_h * s.in_w * kMicroVectors * kLanes) * 4;
 }
 
 // Whether gathering would multiply a quarter more than scattering.
@@ -29,7 +30,7 @@ bool scatters_gradient(const Conv2dShape& s) {
     gathered += phase.lines * phase.columns * phase.taps();
   }
   return gathered * 4 > 5 * s.out_h * s.out_w * s.taps() &&
-         scatter_bytes(s, reduction_words<Words>(s.n)) <= kScatterBytes;
+         scatter_bytes<Words>(s, reduction_words<Words>(s.n)) <= kScatterBytes;
 }
 
 // An output pixel of a unit and the input pixel under the first tap of an unpadded kernel.
@@ -93,7 +94,7 @@ class ScatteredDataGradient {
   int64_t in_pixels() const { return s_.in_h * s_.in_w; }
   int64_t out_pixels() const { return s_.out_h * s_.out_w; }
   int64_t images_of_unit() const {
-    const int64_t fit = kScatterBytes / scatter_bytes(s_, words_);
+    const int64_t fit = kScatterBytes / scatter_bytes<Words>(s_, words_);
     return fit < 1 ? 1 : fit < s_.images ? fit : s_.images;
   }
 
@@ -118,7 +119,7 @@ class ScatteredDataGradient {
   void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, float* sums) {
     const int64_t image = unit * unit_images_,
                   images = s_.images - image < unit_images_ ? s_.images - image : unit_images_;
-    const int64_t rows = images * out_pixels(), tile = tile_floats(rows, words_);
+    const int64_t rows = images * out_pixels(), tile = tile_floats<Words>(rows, words_);
     const int64_t pixels = images * in_pixels(), ld = kMicroVectors * kLanes;
     const TileWriter<Words> dy{thread_scratch(size_t(tile + pixels * ld)), rows};
     float* dx = dy.tile + tile;

@@ -2,9 +2,8 @@
 //
 // A and B are stored as 4-byte words along the reduction: one float, or a pair of bf16 that a dot-product
 // instruction takes at once. The tile loops and layouts are then the same for both.
-//   A tile   [ceil(words / kBlockWords)][rows][kRowWords]: row-major, in blocks of the reduction; the fixed
-//   row pitch
-//            makes every broadcast of a microtile one base register plus a constant.
+//   A tile   [ceil(words / kBlock)][rows][kPitch]: row-major, in blocks of the reduction (RowLayout); the
+//            fixed row pitch makes every broadcast of a microtile one base register plus a constant.
 //   B packed [ceil(n / kLanes)][words][kLanes]: panels one vector wide.
 #pragma once
 
@@ -51,6 +50,24 @@ inline void store_pairs(float* p, V low, V high) {
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(kDeal), halves));
 }
+#endif
+
+// How rows of words lie in a tile of operands.
+template <class Words>
+struct RowLayout {
+  static constexpr int kBlock = kBlockWords, kPitch = kRowWords;
+  // Between a block and the next, in rows.
+  static int64_t distance(int64_t rows) { return rows; }
+};
+
+#if FASTCNN_ISA_LEVEL >= 4
+// As AMX loads them: 16 rows of 16 words side by side, which the prefetchers follow; 1088 bytes apart a product
+// takes 7 % longer. An odd number of rows keeps a row's blocks off the same L1 set.
+template <>
+struct RowLayout<PairWords> {
+  static constexpr int kBlock = 16, kPitch = 16;
+  static int64_t distance(int64_t rows) { return (rows + 31) / 32 * 32 + 1; }
+};
 #endif
 
 template <class T>
@@ -150,11 +167,13 @@ struct PackedView {
 // An A tile being written, one vector of consecutive channels of one row at a time.
 template <class Words>
 struct TileWriter {
+  using Layout = RowLayout<Words>;
   float* tile;
-  int64_t rows;  // of the whole tile: the distance between its blocks
+  int64_t rows;  // of the whole tile
 
   float* at(int64_t row, int64_t word) const {
-    return tile + (word / kBlockWords * rows + row) * kRowWords + word % kBlockWords;
+    return tile + (word / Layout::kBlock * Layout::distance(rows) + row) * Layout::kPitch +
+           word % Layout::kBlock;
   }
   // Channels [k, k + kLanes) of a row; lanes past the last channel must be zero.
   void put(int64_t row, int64_t k, V v) const {
@@ -178,8 +197,10 @@ struct TileWriter {
   }
 };
 
-inline int64_t tile_floats(int64_t rows, int64_t words) {
-  return ceil_div(words, kBlockWords) * round_up(rows, 32) * kRowWords;
+template <class Words>
+int64_t tile_floats(int64_t rows, int64_t words) {
+  using Layout = RowLayout<Words>;
+  return ceil_div(words, Layout::kBlock) * Layout::distance(round_up(rows, 32)) * Layout::kPitch;
 }
 
 }  // namespace

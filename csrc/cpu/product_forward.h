@@ -42,7 +42,7 @@ void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, c
   parallel_for(tiles * splits, [&](int64_t unit) {
     const int64_t tile = unit / splits, split = unit % splits, first = tile * rows;
     const int64_t count = pixels - first < rows ? pixels - first : rows;
-    const TileWriter<Words> a{thread_scratch(tile_floats(rows, b.words)), rows};
+    const TileWriter<Words> a{thread_scratch(tile_floats<Words>(rows, b.words)), rows};
     fill(first, count, a);
     float* unit_sums = statistics.data() + tile * 3 * pitch;
     const StatisticsUnit sums{unit_sums, unit_sums + pitch, unit_sums + 2 * pitch};

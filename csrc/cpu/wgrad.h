@@ -1,7 +1,7 @@
 // The weight gradient's product dW [n, k] += dy^T a, reduced over pixels.
 //
-// Both operands lie as [channel / kBlockWords][pixel words][kRowWords]: a word is one pixel's float, or two
-// neighbouring pixels' bf16, of one channel. The microtile of the forward then serves with its strides
+// Both operands lie as [channel / kBlock][pixel words][kPitch] (RowLayout): a word is one pixel's float, or
+// two neighbouring pixels' bf16, of one channel. The microtile of the forward then serves with its strides
 // exchanged.
 #pragma once
 
@@ -24,11 +24,15 @@ int64_t wgrad_rows(int64_t pixels) {
 
 template <class Words>
 int64_t wgrad_floats(int64_t pixels, int64_t n, int64_t k) {
-  return wgrad_rows<Words>(pixels) * (ceil_div(n, kBlockWords) + ceil_div(k, kBlockWords)) * kRowWords;
+  using Layout = RowLayout<Words>;
+  return Layout::distance(wgrad_rows<Words>(pixels)) *
+         (ceil_div(n, Layout::kBlock) + ceil_div(k, Layout::kBlock)) * Layout::kPitch;
 }
 
 template <class Words>
 class WgradTile {
+  using Layout = RowLayout<Words>;
+
  public:
   WgradTile(float* data, int64_t pixels, int64_t channels)
       : data_(data), pixels_(pixels), channels_(channels), rows_(wgrad_rows<Words>(pixels)) {}
@@ -36,11 +40,15 @@ class WgradTile {
   int64_t pixels() const { return pixels_; }
   int64_t channels() const { return channels_; }
   int64_t rows() const { return rows_; }
-  // `count` channels from `first` on; not across a block of kBlockWords.
+  // `count` channels from `first` on; not across a block of kBlockWords, and from the first of a block of the
+  // layout.
   WgradTile slice(int64_t first, int64_t count) const { return {at(0, first), pixels_, count}; }
-  float* end() const { return data_ + ceil_div(channels_, kBlockWords) * rows_ * kRowWords; }
+  // Between a block of channels and the next.
+  int64_t block_floats() const { return Layout::distance(rows_) * Layout::kPitch; }
+  float* end() const { return data_ + ceil_div(channels_, Layout::kBlock) * block_floats(); }
   float* at(int64_t row, int64_t channel) const {
-    return data_ + (channel / kBlockWords * rows_ + row) * kRowWords + channel % kBlockWords;
+    return data_ + channel / Layout::kBlock * block_floats() + row * Layout::kPitch +
+           channel % Layout::kBlock;
   }
 
   // column(c) makes a function of index(pixel), whose value is the pixel's vector from channel c on.
@@ -124,7 +132,12 @@ inline void merge_weight_gradients(const float* chunks, int64_t count, int64_t n
 
 // A block of dW and the tiles of its two operands take a third of a 1 MB L2 together; a tile of 112 words per
 // channel loads and stores the block once per 112 products.
-constexpr int64_t kBlockChannels = 128, kBlockRowWords = 112;
+#if FASTCNN_ISA_LEVEL >= 4
+constexpr int64_t kBlockRowWords = 224;  // and of every AMX machine's 2 MB
+#else
+constexpr int64_t kBlockRowWords = 112;
+#endif
+constexpr int64_t kBlockChannels = 128;
 constexpr int64_t kFillWords = 28;                     // that one unit of work packs
 constexpr int64_t kPackedBandBytes = 8 * 1024 * 1024;  // of both operands, for all blocks: of a shared cache
 

@@ -18,7 +18,8 @@ void forward_by_patches(const Conv2dForward& p) {
   // A row of an A tile is a patch as it lies in memory, unless its words are wider or it has a second block.
   constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
   const int64_t k = p.shape.taps() * p.shape.channels;
-  const bool direct = kSameWords && k <= kBlockWords * Words::kPerWord;
+  const bool direct =
+      kSameWords && RowLayout<Words>::kBlock == kBlockWords && k <= kBlockWords * Words::kPerWord;
   product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
                      [&](int64_t first, int64_t count, const auto& a) {
                        PatchRows<T> patches(p.shape, p.x, p.prologue, first);
@@ -114,7 +115,7 @@ class ForwardByLines {
     if (!in_blocks()) return 0;
     const int64_t rows = units_.longest() * s_.out_w, columns = kMicroVectors * kLanes;
     if (!kTiles) return rows * columns;
-    return tile_floats(rows, block_of_taps() * words_) +
+    return tile_floats<Words>(rows, block_of_taps() * words_) +
            ceil_div(panels_, kMicroVectors) * round_up(rows, 32) * columns;
   }
   int64_t block_of_taps() const { return words_ < kBlockOfTapsWords ? kBlockOfTapsWords / words_ : 1; }
@@ -142,7 +143,7 @@ class ForwardByLines {
                          int64_t last_panel, float* memory, const StoreSink<T>& sink) const {
     const int64_t rows = (last - first) * s_.out_w, block = block_of_taps();
     const TileWriter<Words> a{memory, rows};
-    float* sums = memory + tile_floats(rows, block * words_);
+    float* sums = memory + tile_floats<Words>(rows, block * words_);
     const int64_t pair_floats = round_up(rows, kAmxBlock) * kAmxBlock;
     for (int64_t tap = 0; tap < s_.taps(); tap += block) {
       const Taps taps{offsets_.data() + tap, s_.taps() - tap < block ? s_.taps() - tap : block, words_};

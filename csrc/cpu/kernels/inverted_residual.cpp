@@ -74,11 +74,11 @@ class InvertedResidual {
     const int64_t end = begin + plan_.rows < s_.out_h ? begin + plan_.rows : s_.out_h;
     const int64_t ring = round_up(DepthwiseStrip::floats(s_, plan_.per_tile), 16);
     const int64_t in_tile = tile_rows<Words>(expand_.words, s_.in_h * s_.in_w);
-    const int64_t in_floats = tile_floats(in_tile, expand_.words);
+    const int64_t in_floats = tile_floats<Words>(in_tile, expand_.words);
     const int64_t row_floats =
         s_.out_w * round_up(hidden_, kLanes);  // a depthwise row that is itself the result
     const int64_t out_floats =
-        p_.packed_project ? tile_floats(plan_.per_tile * s_.out_w, project_.words) : row_floats;
+        p_.packed_project ? tile_floats<Words>(plan_.per_tile * s_.out_w, project_.words) : row_floats;
     float* memory = thread_scratch(ring + in_floats + out_floats);
     DepthwiseStrip strip(s_, plan_.per_tile, weight_.data(), memory);
     const TileWriter<Words> input{memory + ring, in_tile};

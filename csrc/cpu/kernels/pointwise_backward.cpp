@@ -19,7 +19,7 @@ constexpr int64_t kCachedWeightGradient = 512 * 1024;
 #else
 constexpr int64_t kCachedWeightGradient = 256 * 1024;
 #endif
-constexpr int64_t kChunkPixels = 384, kMostChunks = 64, kMostLongTiles = 768;
+constexpr int64_t kChunkPixels = 384, kMostChunks = 64, kMostHalfChunks = 1536;
 
 template <class T>
 class Backward {
@@ -30,9 +30,9 @@ class Backward {
       : p_(p),
         target_{p.grid, p.k, p.input, p.output},
         pixels_(p.grid.pixels()),
-        k_pitch_(round_up(p.k, kMicroVectors * kLanes)),
         dy_words_(reduction_words<Words>(p.n)),
-        together_(p.output.dw && p.n * k_pitch_ * 4 <= kCachedWeightGradient),
+        together_(p.output.dw && p.n * whole_panels(p.k) * 4 <= kCachedWeightGradient),
+        k_pitch_(together_ ? odd_lines(whole_panels(p.k)) : whole_panels(p.k)),
         rows_(together_ ? walked_rows() : tile_rows<Words>(dy_words_, pixels_)),
         chunks_(chunk_count()),
         chunk_rows_(ceil_div(pixels_, chunks_)) {}
@@ -65,14 +65,19 @@ class Backward {
   }
 
  private:
+  static int64_t whole_panels(int64_t k) { return round_up(k, kMicroVectors * kLanes); }
+  // An odd number of cache lines: no two of a few rows of dW fall on the same L1 set.
+  static int64_t odd_lines(int64_t floats) { return floats / 16 % 2 ? floats : floats + 16; }
+
   // Rows of a tile of both operands.
   int64_t walked_rows() const {
     const int64_t words = round_up(p_.n, kBlockWords) + round_up(p_.k, kBlockWords);
     const int64_t fit = 384 * 1024 / (words * 4) / kMicroRows;
     int64_t rows = (fit < 2 ? 2 : fit > 8 ? 8 : fit) * kMicroRows;
 #if FASTCNN_ISA_LEVEL >= 4
-    // A block of dW is loaded and stored once per tile: half a chunk where it fits the 2 MB of L2.
-    if (Words::kPerWord == 2) rows = p_.n + p_.k <= kMostLongTiles ? kChunkPixels / 2 : fit > 4 ? 128 : 64;
+    // A block of dW is loaded and stored once per tile, as dear as four steps: half a chunk where the tiles
+    // fit the 2 MB of L2.
+    if (Words::kPerWord == 2) rows = p_.n + p_.k <= kMostHalfChunks ? kChunkPixels / 2 : fit > 4 ? 128 : 64;
 #endif
     return rows < pixels_ ? rows : pixels_;
   }
@@ -105,7 +110,7 @@ class Backward {
   }
 
   void data_gradient(int64_t first, int64_t count, float* sums, bool first_of_unit) {
-    const TileWriter<Words> dy{thread_scratch(tile_floats(rows_, dy_words_)), count};
+    const TileWriter<Words> dy{thread_scratch(tile_floats<Words>(rows_, dy_words_)), count};
     fill_dy(first, count, dy);
     multiply_tile(dy, count, PackedView<Words>(p_.packed_weight, p_.n), 0, ceil_div(p_.k, kLanes),
                   DxSink<T>(target_, first, k_pitch_, sums, first_of_unit));
@@ -131,7 +136,7 @@ class Backward {
   // dy is made once, for the data gradient. Words of one pixel lie alike for both products; a pair's are
   // rearranged.
   void both_gradients(int64_t first, int64_t count, float* sums, float* dw, bool first_of_unit) {
-    const int64_t tile = tile_floats(rows_, dy_words_), own = Words::kPerWord == 1 ? 0 : p_.n;
+    const int64_t tile = tile_floats<Words>(rows_, dy_words_), own = Words::kPerWord == 1 ? 0 : p_.n;
     float* scratch = thread_scratch(size_t(tile + wgrad_floats<Words>(rows_, own, p_.k)));
     const TileWriter<Words> dy{scratch, count};
     fill_dy(first, count, dy);
@@ -189,9 +194,9 @@ class Backward {
 
   const PointwiseBackward& p_;
   const DxTarget target_;
-  const int64_t pixels_, k_pitch_, dy_words_;
+  const int64_t pixels_, dy_words_;
   const bool together_;
-  const int64_t rows_, chunks_, chunk_rows_;
+  const int64_t k_pitch_, rows_, chunks_, chunk_rows_;
 };
 
 void pointwise_backward(const PointwiseBackward& p) {

@@ -49,7 +49,7 @@ class Separable {
     const int64_t image = unit / plan_.per_image, begin = first_row(unit), end = last_row(unit);
     const int64_t ring = round_up(DepthwiseStrip::floats(s_, plan_.per_tile), 16);
     const int64_t tile_pixels = plan_.per_tile * s_.out_w;
-    float* memory = thread_scratch(ring + tile_floats(tile_pixels, b_.words));
+    float* memory = thread_scratch(ring + tile_floats<Words>(tile_pixels, b_.words));
     DepthwiseStrip strip(s_, plan_.per_tile, weight_.data(), memory);
     const StatisticsUnit sums{unit_sums, unit_sums + pitch_, unit_sums + 2 * pitch_};
     for (int64_t p0 = begin; p0 < end; p0 += plan_.per_tile) {
