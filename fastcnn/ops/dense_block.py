@@ -128,7 +128,8 @@ def _forward(x: Tensor, kinds, stages: Sequence[_Stage], drop: Dropout, statisti
     acc, c, growth = accumulation_dtype(x), x.shape[1], stages[0].weight2.shape[0]
     pixels = x.numel() // max(c, 1)
     buffer = ops.widened(x, c + growth * len(stages))
-    if statistics:
+    shares = statistics is not None and any(kind1.trains for kind1, _ in kinds)
+    if shares:
         statistics.put(0, *statistics.merged(*ops.channel_statistics(buffer[:, :c]), pixels))
     mids, firsts, seconds, batch = [], [], [], []
     for i, ((kind1, kind2), s) in enumerate(zip(kinds, stages, strict=True)):
@@ -144,8 +145,8 @@ def _forward(x: Tensor, kinds, stages: Sequence[_Stage], drop: Dropout, statisti
             batch += own
         pre, act = (Applied(), activations.NONE) if finish else (second, _RELU)
         key = drop.keys[i] if drop.keys else None
-        written = _write_slice(out, mid, s.weight2, pre, act, drop.how, key, statistics is not None)
-        if statistics:
+        written = _write_slice(out, mid, s.weight2, pre, act, drop.how, key, shares)
+        if shares:
             statistics.put(c, *statistics.merged(*written, pixels))
         if not finish:
             mids.append(mid)
@@ -160,13 +161,14 @@ class _DenseBlock(torch.autograd.Function):
     def forward(ctx, kinds, drop, keeps, x, *tensors):
         stages = [_Stage(*tensors[i : i + _SLOTS]) for i in range(0, len(tensors), _SLOTS)]
         group = next((k.group for pair in kinds for k in pair if k.trains), None)
-        shares = any(k.trains for pair in kinds for k in pair)
+        trains = any(k.trains for pair in kinds for k in pair)
+        shares = any(kind1.trains for kind1, _ in kinds)  # only a layer's first BatchNorm reads the slices' statistics
         growth = stages[0].weight2.shape[0]
         channels = x.shape[1] + growth * len(stages)
-        statistics = _Statistics(channels, group, x) if shares else None
+        statistics = _Statistics(channels, group, x) if trains else None
         buffer, mids, firsts, seconds, batch = _forward(x, kinds, stages, drop, statistics, False)
         ctx.kinds, ctx.drop, ctx.keeps = kinds, drop, keeps
-        ctx.total = statistics.count if shares else x.numel() // max(x.shape[1], 1)
+        ctx.total = statistics.count if trains else x.numel() // max(x.shape[1], 1)
         shared = [statistics.mean, statistics.var] if shares else [None, None]
         norms = [t for norm in (*firsts, *seconds) for t in norm]
         ctx.save_for_backward(buffer, *shared, *(mids if keeps else [None] * len(mids)), *norms, *tensors)
@@ -318,10 +320,10 @@ def dense_block(x: Tensor, layers: Sequence[DenseLayer], drop_rate: float = 0.0,
 
 def _update(layers: Sequence[DenseLayer], kinds, channels: int, batch: list[Tensor], count: int) -> None:
     """Moves the running statistics of every layer that has some."""
-    mean, var, *own = batch
-    if len(own) % 2:  # SyncBatchNorm's: the processes' values together, after the pairs
-        count = own.pop()
-    own = iter(zip(own[::2], own[1::2], strict=True))
+    if len(batch) % 2:  # SyncBatchNorm's: the processes' values together, after the pairs
+        *batch, count = batch
+    own = iter(zip(batch[::2], batch[1::2], strict=True))
+    mean, var = next(own) if any(kind1.trains for kind1, _ in kinds) else (None, None)
     growth = layers[0].weight2.shape[0]
     for i, (layer, (kind1, kind2)) in enumerate(zip(layers, kinds, strict=True)):
         c = channels + growth * i

@@ -158,6 +158,24 @@ def test_statistics_are_taken_once_per_slice():
     assert len(seen) == 1 + 1 + 6 * 2 + 1 + 6 * 2
 
 
+def test_statistics_that_no_layer_reads_are_not_taken():
+    """Where each first BatchNorm is frozen, the slices' statistics are nobody's; the second ones' are theirs alone."""
+    trained, frozen = layers(3, 16, 8, 32), layers(3, 16, 8, 32, training=False)
+    block = [a._replace(norm1=b.norm1) for a, b in zip(trained, frozen, strict=True)]
+    x, seen = torch.randn(2, 16, 8, 8), []
+    compare(x, block)
+
+    def observer(name, args, backend, function):
+        seen.append((name, args[-1] if name == "conv2d_into" else None))
+        return function(*args)
+
+    with backends.observe(observer):
+        dense_block(x, copied(block, torch.float32)).sum().backward()
+        dense_block(x, copied(block, torch.float32), 0.5).sum().backward()
+    assert "channel_statistics" not in [name for name, _ in seen]
+    assert [stats for name, stats in seen if name == "conv2d_into"] == [False] * 3
+
+
 def test_dropout():
     x, block = torch.randn(4, 16, 8, 8), layers(3, 16, 8, 32)
     torch.manual_seed(3)
