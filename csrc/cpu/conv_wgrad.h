@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/conv_stripes.h"
-#include "cpu/epilogue.h"
+#include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {

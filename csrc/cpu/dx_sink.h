@@ -1,9 +1,9 @@
 // Input gradients on their way to memory.
 #pragma once
 
-#include "cpu/epilogue.h"
 #include "cpu/gemm.h"
 #include "cpu/pixel_rows.h"
+#include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {

@@ -61,8 +61,8 @@ struct RowLayout {
 };
 
 #if FASTCNN_ISA_LEVEL >= 4
-// As AMX loads them: 16 rows of 16 words side by side, which the prefetchers follow; 1088 bytes apart a product
-// takes 7 % longer. An odd number of rows keeps a row's blocks off the same L1 set.
+// As AMX loads them: 16 rows of 16 words side by side, which the prefetchers follow; 1088 bytes apart a
+// product takes 7 % longer. An odd number of rows keeps a row's blocks off the same L1 set.
 template <>
 struct RowLayout<PairWords> {
   static constexpr int kBlock = 16, kPitch = 16;

@@ -2,7 +2,7 @@
 // memory.
 #pragma once
 
-#include "cpu/epilogue.h"
+#include "cpu/prologue.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn {

@@ -1,7 +1,7 @@
 // Fills A tiles with pixels of NHWC activations, prologue applied.
 #pragma once
 
-#include "cpu/epilogue.h"
+#include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {

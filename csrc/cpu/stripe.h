@@ -3,7 +3,8 @@
 // and no patch is copied.
 #pragma once
 
-#include "cpu/epilogue.h"
+#include "cpu/prologue.h"
+#include "cpu/statistics.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn {

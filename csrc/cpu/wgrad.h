@@ -5,8 +5,8 @@
 // exchanged.
 #pragma once
 
-#include "cpu/epilogue.h"
 #include "cpu/gemm.h"
+#include "cpu/prologue.h"
 #include "cpu/statistics.h"
 
 namespace fastcnn {

@@ -68,10 +68,14 @@ def _kind(unit: Unit) -> tuple:
     return (True,) if unit.norm is not None else (False, unit.act, unit.convs[0].bias is None)
 
 
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
 def _started(x: Tensor, paths: Sequence[Path]) -> list[tuple[Tensor, list[Segment]]]:
     """Every path's input and segments, after the products that several begin with."""
     found = [(x, each.segments) for each in paths]
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return found
     for group in sharing(paths, _kind):
         units = [pointwise_start(paths[i]) for i in group]
@@ -109,8 +113,8 @@ def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
         TypeError, ValueError: an input that does not fit a layer, outputs that differ in more than their channels.
     """
     ends = _ends(x, branches)
-    compiling = torch.compiler.is_compiling()
-    shapes = [None if compiling else end.shape() for end in ends]
+    traced = _is_traced()
+    shapes = [None if traced else end.shape() for end in ends]
     # What cannot write into a slice runs first: only its output tells its shape.
     outputs = [end.run() if shape is None else None for end, shape in zip(ends, shapes, strict=True)]
     shapes = [shape or y.shape for shape, y in zip(shapes, outputs, strict=True)]

@@ -1,9 +1,10 @@
 // Average pooling with a prologue, a vector of channels at a time; bounded by the one read of its operands.
 #include "cpu/by_dtype.h"
-#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
 #include "cpu/pool_windows.h"
+#include "cpu/prologue.h"
+#include "cpu/statistics.h"
 
 namespace fastcnn {
 namespace {

@@ -1,6 +1,6 @@
 // Packs a weight matrix into panels of one vector of columns.
-#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
+#include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {

@@ -3,6 +3,7 @@
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
 #include "cpu/dx_sink.h"
+#include "cpu/epilogue.h"
 #include "cpu/group_stencil.h"
 #include "cpu/kernels.h"
 

@@ -1,8 +1,8 @@
 // Maximum pooling, a vector of channels at a time; bounded by the one read of its operands.
 #include "cpu/by_dtype.h"
-#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/pool_windows.h"
+#include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {
