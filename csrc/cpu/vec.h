@@ -90,10 +90,10 @@ inline V exp(V x) {
   return mul(add(fmadd(mul(p, r), r, r), set(1.0f)), exp2_of_integer(n));
 }
 
-// ln x of a positive normal x below 2^127 by Cephes' logf.
+// ln x of a positive normal x by Cephes' logf. Scaled in two steps: 2^-127 is no normal number.
 inline V log(V x) {
   V n = exponent(x);
-  const V in_1_2 = mul(x, exp2_of_integer(sub(zero(), n))), root2 = set(1.41421356237f);
+  const V in_1_2 = mul(mul(x, set(0.5f)), exp2_of_integer(sub(set(1.0f), n))), root2 = set(1.41421356237f);
   n = where_gt(in_1_2, root2, add(n, set(1.0f)), n);
   const V r = sub(where_gt(in_1_2, root2, mul(in_1_2, set(0.5f)), in_1_2), set(1.0f)), r2 = mul(r, r);
   V p = set(7.0376836292e-2f);

@@ -44,9 +44,12 @@ def path(branch: Branch) -> Path:
 
 
 def pointwise_start(of: Path) -> Unit | None:
-    """The convolution that a path begins with, where it can be a part of a wider product: 1x1 over every pixel."""
+    """The convolution that a path begins with, where it can be a part of a wider product: 1x1 over every pixel.
+
+    Without a BatchNorm, which the path applies, only where the chain goes on: what it ends in is stored where it belongs.
+    """
     first = of.segments[0]
-    if isinstance(first, nn.Module) or len(first[0].convs) != 1:
+    if isinstance(first, nn.Module) or len(first[0].convs) != 1 or (first[0].norm is None and len(first) == 1):
         return None
     conv = first[0].convs[0]
     if op_of(conv) != "pointwise" or conv.stride != (1, 1) or (first[0].norm is not None and conv.bias is not None):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fastcnn.nn.branch_paths import Branch, Fork, Path, path, pointwise_start, sharing
 from fastcnn.nn.folded_branches import fold_branches
-from fastcnn.nn.fused import Unit, check_channels, output_shape, run_units
+from fastcnn.nn.fused import Unit, check_channels, has_hooks, output_shape, run_units
 from fastcnn.nn.max_pool2d import MaxPool2d
 from fastcnn.nn.sequential import Segment, run_segment
 from fastcnn.ops import Conv, conv_chain
-from fastcnn.ops.channel_join import channel_slices, check_sizes, join_channels, new_buffer
+from fastcnn.ops.channel_join import channel_slices, check_sizes, is_traced, join_channels, new_buffer
 from fastcnn.ops.layout import autocast_dtype
 from fastcnn.ops.shared_pointwise import shared_pointwise
 
@@ -29,10 +29,13 @@ class _End(NamedTuple):
     segment: Segment
 
     def shape(self) -> tuple[int, ...] | None:
-        """The output's shape, where the segment can write into a slice and takes its input; else None."""
+        """The output's shape, where the segment can write into a slice and takes its input; else None.
+
+        A pooling with hooks is called as any module is: they may change what it reads or returns.
+        """
         if not isinstance(self.segment, nn.Module):
             shape = output_shape(self.x, self.segment)
-        elif type(self.segment) is MaxPool2d and self.segment.is_fused(self.x):
+        elif type(self.segment) is MaxPool2d and self.segment.is_fused(self.x) and not has_hooks(self.segment):
             shape = self.segment.output_shape(self.x)
         else:
             return None
@@ -68,14 +71,10 @@ def _kind(unit: Unit) -> tuple:
     return (True,) if unit.norm is not None else (False, unit.act, unit.convs[0].bias is None)
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
-
-
 def _started(x: Tensor, paths: Sequence[Path]) -> list[tuple[Tensor, list[Segment]]]:
     """Every path's input and segments, after the products that several begin with."""
     found = [(x, each.segments) for each in paths]
-    if _is_traced():
+    if is_traced(x):
         return found
     for group in sharing(paths, _kind):
         units = [pointwise_start(paths[i]) for i in group]
@@ -104,8 +103,8 @@ def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
 
     A branch is a module, or layers in their order that run as fused chains (`run_layers`). A last layer ``Fork(branches)``
     fans out once more; its outputs stand side by side with the others', not in a concatenation of their own. Chains and
-    poolings write their slice of the result; 1x1 convolutions that several branches begin with are one product. Under
-    torch.compile the outputs are concatenated.
+    maximum poolings write their slice of the result, if all outputs are of one dtype; 1x1 convolutions that several branches
+    begin with and go on from are one product. Under torch.compile the outputs are concatenated.
 
     Shapes: x [N, K, H, W] in any memory format; the result [N, the sum of the branches' channels, P, Q].
 
@@ -113,7 +112,7 @@ def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
         TypeError, ValueError: an input that does not fit a layer, outputs that differ in more than their channels.
     """
     ends = _ends(x, branches)
-    traced = _is_traced()
+    traced = is_traced(x)
     shapes = [None if traced else end.shape() for end in ends]
     # What cannot write into a slice runs first: only its output tells its shape.
     outputs = [end.run() if shape is None else None for end, shape in zip(ends, shapes, strict=True)]

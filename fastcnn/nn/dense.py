@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from fastcnn import ops
 from fastcnn.nn.folded import FoldedChain
-from fastcnn.nn.fused import BATCH_NORMS, Unit, batch_norm, check_channels, convolutions, is_foldable, run_units
+from fastcnn.nn.fused import (
+    BATCH_NORMS,
+    Unit,
+    batch_norm,
+    check_channels,
+    convolutions,
+    has_hooks,
+    is_foldable,
+    run_units,
+)
 from fastcnn.nn.sequential import fold_units
 
 
@@ -44,7 +53,6 @@ class DenseUnit(nn.Module, ABC):
 
     def is_fusable(self) -> bool:
         """Whether a block may run the unit without calling it: no hook on it, and only what the op computes."""
-        hooks = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
         conv1, conv2 = self.convs()
         shaped = (
             conv1.kernel_size == conv1.stride == conv2.stride == conv2.dilation == (1, 1)
@@ -53,7 +61,7 @@ class DenseUnit(nn.Module, ABC):
             and conv1.groups == conv2.groups == 1
             and conv1.bias is conv2.bias is None
         )
-        return not any(hooks) and shaped and all(isinstance(norm, BATCH_NORMS) for norm in self.norms())
+        return not has_hooks(self) and shaped and all(isinstance(norm, BATCH_NORMS) for norm in self.norms())
 
     def arguments(self) -> ops.DenseLayer:
         """The unit as `fastcnn.ops.dense_block` takes it, for one forward."""

@@ -12,7 +12,7 @@ from fastcnn.nn.folded import FoldedChain, fold
 from fastcnn.nn.fused import convolutions, is_foldable, op_of
 from fastcnn.nn.sequential import fold_segments
 from fastcnn.ops import Affine, Conv
-from fastcnn.ops.channel_join import check_sizes, new_buffer
+from fastcnn.ops.channel_join import check_sizes, is_traced, new_buffer
 
 Place = tuple[int, int] | None
 
@@ -46,7 +46,7 @@ class FoldedBranches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, the sum of the branches' channels, P, Q]; chains write their slice of it."""
         leaves = self._leaves(x)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if is_traced(x):
             return self._concatenated(leaves)
         # What is no chain is computed first: only its output tells its shape.
         made = [None if type(layer) is FoldedChain else layer(y) for layer, y in leaves]

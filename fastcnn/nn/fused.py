@@ -54,6 +54,12 @@ class Unit(NamedTuple):
     statistics: tuple[Tensor, Tensor] | None = None
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its forward."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or torch.nn.modules.module._has_any_global_hook()
+
+
 def activation_name(module: nn.Module | None) -> str:
     """The name that the kernels know an activation module by.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastcnn.ops import local_response_norm
+from fastcnn.ops.local_response_norm import is_fused, local_response_norm
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -19,8 +19,9 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / (k + alpha / size * sum of the squares of size channels around each) ** beta."""
-        if x.dim() == 4 and x.numel() and self.alpha >= 0 and self.k > 0:
-            return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+        how = self.size, self.alpha, self.beta, self.k
+        if is_fused(x, *how):
+            return local_response_norm(x, *how)
         if x.element_size() < 4:
             return super().forward(x.float()).to(x.dtype)
         return super().forward(x)

@@ -9,7 +9,7 @@ from fastcnn.ops.validation import Pair, pair
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d on fastcnn's kernels where no gradient is asked for; same arguments.
+    """nn.MaxPool2d on fastcnn's kernels, with a gradient on CPUs only; same arguments.
 
     Shapes: x [N, C, H, W] to [N, C, P, Q]. What the kernels do not have (dilation, ceil_mode, return_indices, an image
     without a batch) is torch's own.
@@ -28,5 +28,5 @@ class MaxPool2d(nn.MaxPool2d):
         return *x.shape[:2], *pooled_size(x, *self._window())
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The largest value of every window; written to ``out``, one of `channel_slices`, if given and `is_fused`."""
+        """The largest value of every window; ``out`` is as `fastcnn.ops.max_pool2d` takes it."""
         return max_pool2d(x, *self._window(), out) if self.is_fused(x) else super().forward(x)

@@ -6,11 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.cpu import memory
 from fastcnn.ops import activations
 from fastcnn.ops.layout import empty_nhwc, to_nhwc
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether nothing is written in place: a graph is being made of what runs, or x has no memory."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or isinstance(x, FakeTensor)
 
 
 def check_sizes(shapes: Sequence[Sequence[int]]) -> None:
@@ -47,12 +53,15 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx, destination, *parts):
         buffer, slices = destination
+        reads = False
         for part, place in zip(parts, slices, strict=True):
-            if not _is_there(part, place):
+            if _is_there(part, place):
+                reads |= getattr(part.grad_fn, "keeps_output", False)
+            else:
                 torch.ops.fastcnn.affine_act_into(place, part, None, None, activations.NONE, None)
         ctx.widths = [place.shape[1] for place in slices]
         # A part's own version counter does not see a later write to the buffer. Where its backward reads it, this one does.
-        if any(getattr(part.grad_fn, "keeps_output", False) for part in parts):
+        if reads:
             ctx.save_for_backward(buffer)
         return buffer
 

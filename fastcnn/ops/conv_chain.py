@@ -116,7 +116,7 @@ class _ConvChain(torch.autograd.Function):
             raw[-1] = None  # a bias needs no output to pass a gradient through
         if ctx.input_remade:
             raw = [None if y is x else y for y in raw]
-        eager = not torch.compiler.is_compiling()
+        eager = not torch.compiler.is_compiling() and not out.is_inference()
         again = eager and raw[-1] is not None and (residual is None or adds_input or ctx.residual_remade)
         ctx.output_version = out._version if again else None
         ctx.keeps_output = bool(after and not again)

@@ -67,9 +67,26 @@ class _LocalResponseNorm(torch.autograd.Function):
         return dx, *(None,) * len(ctx.parameters)
 
 
-def _check_number(value: float, name: str, least: float, expected: str) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
-        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+_LEAST = torch.finfo(torch.float32).tiny  # the kernels compute in float32
+
+
+def _misfit(size: int, alpha: float, beta: float, k: float) -> tuple[str, object, str] | None:
+    """What the kernels do not have, as its name, what came and what was expected; or None."""
+    if not isinstance(size, int) or size < 1:
+        return "size", size, "an integer of at least 1"
+    for name, value, least, expected in (
+        ("alpha", alpha, 0.0, "a finite number of at least 0"),
+        ("beta", beta, -math.inf, "a finite number"),
+        ("k", k, _LEAST, f"a finite number of at least {_LEAST:.3g}"),
+    ):
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
+            return name, value, expected
+    return None
+
+
+def is_fused(x: Tensor, size: int, alpha: float, beta: float, k: float) -> bool:
+    """Whether the kernels have this: four dimensions, none empty, and numbers that they can hold."""
+    return x.dim() == 4 and x.numel() > 0 and _misfit(size, alpha, beta, k) is None
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -80,15 +97,13 @@ def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float =
 
     Raises:
         TypeError: x is no floating tensor.
-        ValueError: x has not four dimensions or an empty one besides the batch; a size below 1, an alpha below 0, a k that
-            is not above 0, or any that is no finite number.
+        ValueError: x has not four dimensions or an empty one besides the batch; a size below 1, an alpha below 0, a k below
+            float32's normal numbers, or any that is no finite number.
     """
     check_input(x)
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size: got {size!r}, expected an integer of at least 1")
-    _check_number(alpha, "alpha", 0.0, "a finite number of at least 0")
-    _check_number(beta, "beta", -math.inf, "a finite number")
-    _check_number(k, "k", math.ulp(0.0), "a finite number above 0")
+    if misfit := _misfit(size, alpha, beta, k):
+        name, value, expected = misfit
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
     x = to_nhwc(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return torch.ops.fastcnn.local_response_norm_fwd(x, size, alpha, beta, k)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcnn.ops.layout import conv_out_size, empty_nhwc, to_nhwc
 from fastcnn.ops.registry import Mutable, Pair, register
+from fastcnn.ops.validation import check_out
 
 MOST_POSITIONS = 256  # of a window, that a byte tells apart
 
@@ -97,10 +98,15 @@ class _MaxPool2d(torch.autograd.Function):
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor | None = None) -> Tensor:
     """torch.nn.functional.max_pool2d on fused backends, differentiable; with a gradient on GPUs it is torch's own.
 
-    With ``out``, one of `channel_slices`, the result is written there and is that tensor.
+    With ``out``, one of `channel_slices`, our kernels write the result there and return that tensor; torch's own is new.
 
     Shapes: x [N, C, H, W] to [N, C, P, Q], channels_last. Dtypes: any floating one.
+
+    Raises:
+        ValueError: an ``out`` of another shape, layout, dtype or device than the result.
     """
+    if out is not None:
+        check_out(out, (*x.shape[:2], *pooled_size(x, kernel, stride, padding)), x.dtype, x.device)
     if not (torch.is_grad_enabled() and x.requires_grad):
         if out is None:
             return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]

@@ -35,7 +35,8 @@ def is_remade(x: Tensor) -> bool:
     """Whether backward can make x again: it is, unchanged, the output of a chain that kept what that takes."""
     if torch.compiler.is_compiling():
         return False
-    return getattr(x.grad_fn, "output_version", None) == x._version
+    version = getattr(x.grad_fn, "output_version", None)
+    return version is not None and version == x._version
 
 
 def saved(node) -> Saved:

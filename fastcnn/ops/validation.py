@@ -247,7 +247,7 @@ def check_chain(
             _bad_vector(conv.bias, names.bias, channels, x)
         check_activation(conv.act, names.act)
     if out is not None:
-        _check_out(out, x, (n, channels, *size))
+        check_out(out, (n, channels, *size), autocast_dtype(x), x.device)
     if residual is None:
         return
     if not isinstance(residual, Tensor) or residual.device != x.device or residual.dtype not in DTYPES:
@@ -256,18 +256,16 @@ def check_chain(
         _bad_shape(residual, "residual", f"the output's {[n, channels, *size]}")
 
 
-def _check_out(out: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+def check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """Raises ValueError unless a result of this shape, dtype and device can be written to out."""
     if out.shape != shape or pixel_stride(out) is None:
         strides = list(out.stride())
         raise ValueError(
             f"out: got shape {shape_of(out)}, strides {strides}, expected NHWC or a slice of it, {list(shape)}"
         )
-    dtype = autocast_dtype(x)
-    if out.dtype != dtype or out.device != x.device or out.requires_grad:
+    if out.dtype != dtype or out.device != device or out.requires_grad:
         grad = ", requires_grad" if out.requires_grad else ""
-        raise ValueError(
-            f"out: got {out.dtype} on {out.device}{grad}, expected {dtype} on {x.device} without a gradient"
-        )
+        raise ValueError(f"out: got {out.dtype} on {out.device}{grad}, expected {dtype} on {device} without a gradient")
 
 
 def check_shared_pointwise(x: Tensor, weights: Sequence[Tensor]) -> None:

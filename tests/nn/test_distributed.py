@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastcnn.nn import (
+    BasicConv2d,
     Bottleneck,
+    Branches,
     ConvBNAct,
     DenseBlock,
     PreActBlock,
@@ -35,6 +37,7 @@ def _model() -> nn.Module:
             20, 24, 3, padding=1, mid_norm=nn.BatchNorm2d, mid_act="relu", out_norm=nn.BatchNorm2d, out_act="relu"
         ),
         Bottleneck(24, 6),
+        Branches(a=BasicConv2d(24, 12, 1), b=nn.Sequential(BasicConv2d(24, 6, 1), BasicConv2d(6, 12, 3, padding=1))),
         DenseBlock(2, 24, 2, 5),
         ConvBNAct(34, 17, 1),
         PreActBlock(17, 17, 1),

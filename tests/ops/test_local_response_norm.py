@@ -71,6 +71,24 @@ def test_range(backend, scale, beta):
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5, 1.0, 0.6])
+def test_squares_that_just_do_not_overflow(backend, beta):
+    x = torch.full((1, 3, 2, 2), 1.5e19)
+    require(backend, "local_response_norm_fwd")
+    with backends.force(backend):
+        y = torch.ops.fastcnn.local_response_norm_fwd(x, 1, 1.0, beta, 1.0)
+    assert_close(y, x.double() / (1 + x.double().square()) ** beta, torch.float32)
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(0.0, 1e30), (-0.5, float("inf"))])
+def test_squares_that_overflow_without_a_division(backend, beta, expected):
+    x = torch.full((1, 3, 2, 2), 1e30)
+    require(backend, "local_response_norm_fwd")
+    with backends.force(backend):
+        y = torch.ops.fastcnn.local_response_norm_fwd(x, 5, 1e-4, beta, 1.0)
+    assert torch.equal(y, torch.full_like(x, expected))
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5, 1.0, 0.6])
 def test_squares_that_overflow_leave_zero(backend, beta):
     require(backend, "local_response_norm_fwd")
     x = torch.full((1, 7, 2, 2), 1e30)
@@ -201,9 +219,9 @@ def test_a_wrong_beta(beta):
         local_response_norm(torch.ones(1, 2, 3, 3), 5, beta=beta)
 
 
-@pytest.mark.parametrize("k", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("k", [0.0, -1.0, 1e-40, float("inf"), float("nan")])
 def test_a_wrong_k(k):
-    with pytest.raises(ValueError, match=r"k: got .*, expected a finite number above 0"):
+    with pytest.raises(ValueError, match=r"k: got .*, expected a finite number of at least 1.18e-38"):
         local_response_norm(torch.ones(1, 2, 3, 3), 5, k=k)
 
 

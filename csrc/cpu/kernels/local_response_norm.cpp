@@ -84,12 +84,14 @@ void square_tile(const LocalResponseNorm& p, int64_t first, int64_t count, const
   }
 }
 
-// Of a channel, from the squares in its window; those that overflow leave 0, as a division by infinity does.
+// Of a channel, from the squares in its window; of those that overflow infinity's power is left.
 template <int kPower>
 inline Powers powers_at(const LocalResponseNorm& p, const float* squares) {
-  const V d = fmadd(window_sum(squares, p.before, p.after), set(p.share), set(p.k)), most = set(1.7e38f);
+  const V d = fmadd(window_sum(squares, p.before, p.after), set(p.share), set(p.k)),
+          most = set(3.4028235e38f);
   const Powers found = powers<kPower>(min(d, most), p.beta);
-  return {where_gt(d, most, zero(), found.factor), found.inverse};
+  const V infinite = set(p.beta > 0.0f ? 0.0f : p.beta == 0.0f ? 1.0f : INFINITY);
+  return {where_gt(d, most, infinite, found.factor), found.inverse};
 }
 
 template <class T, int kPower>
@@ -130,6 +132,7 @@ void backward_tile(const LocalResponseNorm& p, int64_t first, int64_t count, con
 
 template <class T>
 void normalise(const LocalResponseNorm& p) {
+  if (!p.pixels || !p.channels) return;
   const int64_t tiles = ceil_div(p.pixels, kTilePixels), elements = kTilePixels * p.channels;
   const int64_t per_unit = ceil_div(kUnitElements, elements);
   with_power(p.beta, [&](auto power) {
