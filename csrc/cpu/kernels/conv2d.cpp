@@ -15,22 +15,23 @@ namespace {
 template <class T>
 void forward_by_patches(const Conv2dForward& p) {
   using Words = typename WordsOf<T>::type;
-  // A row of an A tile is a patch as it lies in memory, unless its words are wider or it has a second block.
+  // A patch as it lies in memory is a row of words, unless those are wider; and of an A tile, unless it has a
+  // second block.
   constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
   const int64_t k = p.shape.taps() * p.shape.channels;
-  const bool direct =
-      kSameWords && RowLayout<Words>::kBlock == kBlockWords && k <= kBlockWords * Words::kPerWord;
+  const bool direct = kSameWords && k <= RowLayout<Words>::kBlock * Words::kPerWord;
   product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
                      [&](int64_t first, int64_t count, const auto& a) {
                        PatchRows<T> patches(p.shape, p.x, p.prologue, first);
                        AlignedBuffer<T> patch(size_t(direct ? 1 : patch_elements(p.shape)));
+                       const float* words = reinterpret_cast<const float*>(patch.data());
                        for (int64_t row = 0; row < count; ++row) {
-                         if (direct) {
-                           patches.next(reinterpret_cast<T*>(a.at(row, 0)));
-                         } else {
-                           patches.next(patch.data());
+                         patches.next(direct ? reinterpret_cast<T*>(a.at(row, 0)) : patch.data());
+                         if (kSameWords && !direct)
+                           for (int64_t word = 0; word * Words::kPerWord < k; word += kLanes)
+                             store(a.at(row, word), load(words + word));
+                         else if (!direct)
                            for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
-                         }
                          a.pad(row, k);
                        }
                      });
