@@ -28,9 +28,9 @@ class Path(NamedTuple):
     fork: Fork | None
 
     def after_first_unit(self) -> Path:
-        """The path without the first convolution of its first segment, a chain."""
+        """The path without the first convolution of its first segment, a chain of several."""
         first, *rest = self.segments
-        return self._replace(segments=[first[1:], *rest] if first[1:] else rest or [nn.Identity()])
+        return self._replace(segments=[first[1:], *rest])
 
 
 def path(branch: Branch) -> Path:

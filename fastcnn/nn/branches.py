@@ -4,54 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastcnn.nn.branch_ends import End, concatenated
 from fastcnn.nn.branch_paths import Branch, Fork, Path, path, pointwise_start, sharing
 from fastcnn.nn.folded_branches import fold_branches
-from fastcnn.nn.fused import Unit, check_channels, has_hooks, output_shape, run_units
-from fastcnn.nn.max_pool2d import MaxPool2d
+from fastcnn.nn.fused import Unit, check_channels
 from fastcnn.nn.sequential import Segment, run_segment
 from fastcnn.ops import Conv, conv_chain
-from fastcnn.ops.channel_join import channel_slices, check_sizes, is_traced, join_channels, new_buffer
-from fastcnn.ops.layout import autocast_dtype
+from fastcnn.ops.channel_join import is_traced
 from fastcnn.ops.shared_pointwise import shared_pointwise
 
 __all__ = ["Branch", "BranchedModule", "Branches", "Fork", "concat_branches"]
-
-
-class _End(NamedTuple):
-    """A branch's last segment and its input."""
-
-    x: Tensor
-    segment: Segment
-
-    def shape(self) -> tuple[int, ...] | None:
-        """The output's shape, where the segment can write into a slice and takes its input; else None.
-
-        A pooling with hooks is called as any module is: they may change what it reads or returns.
-        """
-        if not isinstance(self.segment, nn.Module):
-            shape = output_shape(self.x, self.segment)
-        elif type(self.segment) is MaxPool2d and self.segment.is_fused(self.x) and not has_hooks(self.segment):
-            shape = self.segment.output_shape(self.x)
-        else:
-            return None
-        return shape if min(shape[2:]) >= 1 else None
-
-    def dtype(self) -> torch.dtype:
-        """The output's; a pooling keeps its input's."""
-        return self.x.dtype if isinstance(self.segment, nn.Module) else autocast_dtype(self.x)
-
-    def run(self, out: Tensor | None = None) -> Tensor:
-        """The output, in ``out`` where one is given."""
-        if out is None:
-            return run_segment(self.x, self.segment)
-        if isinstance(self.segment, nn.Module):
-            return self.segment(self.x, out=out)
-        return run_units(self.x, self.segment, out=out)
 
 
 def _continued(x: Tensor, units: Sequence[Unit]) -> list[tuple[Tensor, list[Unit]]]:
@@ -82,19 +48,18 @@ def _started(x: Tensor, paths: Sequence[Path]) -> list[tuple[Tensor, list[Segmen
             check_channels(x, unit.convs[0].in_channels)
         for i, (y, begun) in zip(group, _continued(x, units), strict=True):
             first, *rest = paths[i].segments
-            chain = [*begun, *first[1:]]
-            found[i] = y, [chain, *rest] if chain else rest or [nn.Identity()]
+            found[i] = y, [[*begun, *first[1:]], *rest]
     return found
 
 
-def _ends(x: Tensor, branches: Sequence[Branch]) -> list[_End]:
+def _ends(x: Tensor, branches: Sequence[Branch]) -> list[End]:
     """The ends of all branches, forks' in their place."""
     paths = [path(branch) for branch in branches]
-    found: list[_End] = []
+    found: list[End] = []
     for (y, (*before, last)), each in zip(_started(x, paths), paths, strict=True):
         for segment in before:
             y = run_segment(y, segment)
-        found += [_End(y, last)] if each.fork is None else _ends(run_segment(y, last), each.fork.branches)
+        found += [End(y, last)] if each.fork is None else _ends(run_segment(y, last), each.fork.branches)
     return found
 
 
@@ -111,23 +76,7 @@ def concat_branches(x: Tensor, branches: Sequence[Branch]) -> Tensor:
     Raises:
         TypeError, ValueError: an input that does not fit a layer, outputs that differ in more than their channels.
     """
-    ends = _ends(x, branches)
-    traced = is_traced(x)
-    shapes = [None if traced else end.shape() for end in ends]
-    # What cannot write into a slice runs first: only its output tells its shape.
-    outputs = [end.run() if shape is None else None for end, shape in zip(ends, shapes, strict=True)]
-    shapes = [shape or y.shape for shape, y in zip(shapes, outputs, strict=True)]
-    check_sizes(shapes)
-    dtypes = {end.dtype() if y is None else y.dtype for end, y in zip(ends, outputs, strict=True)}
-    if all(y is not None for y in outputs) or len(dtypes) > 1:
-        return torch.cat([end.run() if y is None else y for end, y in zip(ends, outputs, strict=True)], 1)
-    buffer = new_buffer(shapes, like=x, dtype=dtypes.pop())
-    slices = channel_slices(buffer, [shape[1] for shape in shapes])
-    return join_channels(
-        buffer,
-        slices,
-        [end.run(place) if y is None else y for end, y, place in zip(ends, outputs, slices, strict=True)],
-    )
+    return concatenated(_ends(x, branches))
 
 
 class BranchedModule(nn.Module, ABC):

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastcnn.nn.branch_ends import End, concatenated
 from fastcnn.nn.branch_paths import Branch, Path, path, pointwise_start, sharing
 from fastcnn.nn.folded import FoldedChain, fold
 from fastcnn.nn.fused import convolutions, is_foldable, op_of
 from fastcnn.nn.sequential import fold_segments
 from fastcnn.ops import Affine, Conv
-from fastcnn.ops.channel_join import check_sizes, is_traced, new_buffer
 
 Place = tuple[int, int] | None
 
@@ -31,43 +31,21 @@ class FoldedBranches(nn.Module):
         self.branches = nn.ModuleList(branches)
         self.shared, self.places = shared, tuple(places)
 
-    def _leaves(self, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        """Every branch's last layer with its input, forks' in their place."""
-        found: list[tuple[nn.Module, Tensor]] = []
+    def _ends(self, x: Tensor) -> list[End]:
+        """The ends of all branches, forks' in their place."""
+        found: list[End] = []
         shared = None if self.shared is None else self.shared(x)
         for branch, place in zip(self.branches, self.places, strict=True):
             y = x if place is None else shared[:, slice(*place)]
             for layer in branch[:-1]:
                 y = layer(y)
             last = branch[-1]
-            found += last._leaves(y) if isinstance(last, FoldedBranches) else [(last, y)]
+            found += last._ends(y) if isinstance(last, FoldedBranches) else [End(y, last)]
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, the sum of the branches' channels, P, Q]; chains write their slice of it."""
-        leaves = self._leaves(x)
-        if is_traced(x):
-            return self._concatenated(leaves)
-        # What is no chain is computed first: only its output tells its shape.
-        made = [None if type(layer) is FoldedChain else layer(y) for layer, y in leaves]
-        shapes = [
-            layer.output_shape(y.shape) if z is None else z.shape for (layer, y), z in zip(leaves, made, strict=True)
-        ]
-        check_sizes(shapes)
-        out, c = new_buffer(shapes, like=leaves[0][1]), 0
-        for (layer, y), z, shape in zip(leaves, made, shapes, strict=True):
-            own = out[:, c : c + shape[1]]
-            if z is None:
-                layer(y, out=own)
-            else:
-                torch.ops.fastcnn.affine_act_into(own, z, None, None, 0, None)
-            c += shape[1]
-        return out
-
-    def _concatenated(self, leaves: list[tuple[nn.Module, Tensor]]) -> Tensor:
-        outputs = [layer(y) for layer, y in leaves]
-        check_sizes([y.shape for y in outputs])
-        return torch.cat(outputs, 1)
+        """[N, the sum of the branches' channels, P, Q]; chains and poolings write their slice of it."""
+        return concatenated(self._ends(x))
 
 
 def _goes_on(of: Path) -> bool:
