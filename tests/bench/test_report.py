@@ -111,11 +111,21 @@ def test_targets_are_of_the_curves_that_were_measured() -> None:
     def targets(races: list[RaceResult], options: suites.Options, curve: Curve) -> list[Target]:
         return [Target("last", "", 4.0, curve.series["a"][-1])]
 
-    suite = SimpleNamespace(NAME="s", TITLE="S", NOTES=(), curves=curves, targets=targets)
+    suite = SimpleNamespace(NAME="s", TITLE="S", NOTES=(), cases=lambda _: (), curves=curves, targets=targets)
     result = suites.finish(suite, [], suites.Options())
     assert result.curves == measured
     assert len(measured) == 1
     assert result.targets == [Target("last", "", 4.0, 4.0)]
+
+
+def test_a_part_of_a_suite_measures_no_curve() -> None:
+    def curves(options: suites.Options) -> list[Curve]:
+        raise AssertionError("measured")
+
+    suite = SimpleNamespace(
+        NAME="s", TITLE="S", NOTES=(), cases=lambda _: ("a case",), curves=curves, targets=lambda *_: []
+    )
+    assert suites.finish(suite, [], suites.Options()).curves == []
 
 
 def test_memory_of_a_dense_block_is_to_grow_linearly() -> None:
