@@ -140,13 +140,9 @@ class ScatteredDataGradient {
 
   void fill(const TileWriter<Words>& dy, int64_t first, int64_t rows) const {
     with_gradient<T>(p_.gradient, s_.n, [&](const auto& gradient) {
-      for_rows(rows, [&](int64_t row, auto group) {
-        for (int64_t c = 0; c < s_.n; c += kLanes) {
-          const auto value = gradient.at(c);
-          for (int i = 0; i < group; ++i) dy.put(row + i, c, value(first + row + i));
-        }
-        for (int i = 0; i < group; ++i) dy.pad(row + i, s_.n);
-      });
+      fill_tile(
+          dy, rows, s_.n, [&](int64_t row) { return first + row; },
+          [&](int64_t c) { return gradient.at(c); });
     });
   }
 

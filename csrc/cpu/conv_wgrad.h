@@ -11,11 +11,7 @@ namespace {
 // A unit of work owns dW for kUnitOutputs output channels and as many input channels as keep it in a third of
 // L2.
 constexpr int64_t kUnitOutputs = 64, kUnitGradientBytes = 300 * 1024, kMostUnitChannels = 128;
-#if FASTCNN_ISA_LEVEL >= 4
-constexpr int64_t kBandBytes = 1024 * 1024;  // of 2 MB: a block of dW is loaded and stored once per band
-#else
 constexpr int64_t kBandBytes = 384 * 1024;
-#endif
 // Enough units for many threads; fixed, so that sums do not depend on how many there are.
 constexpr int64_t kLeastUnits = 16;
 

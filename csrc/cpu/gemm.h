@@ -164,6 +164,22 @@ struct PackedView {
   const float* panel(int64_t index) const { return data + index * panel_stride(); }
 };
 
+// A vector of channels, or two side by side, as words of the reduction.
+template <class Words>
+void store_channels(float* words, V v) {
+  if constexpr (Words::kPerWord == 1)
+    store(words, v);
+  else
+    store(reinterpret_cast<bf16*>(words), v);
+}
+template <class Words>
+void store_channels(float* words, V low, V high) {
+  if constexpr (Words::kPerWord == 1)
+    store_two(words, low, high);
+  else
+    store_two(reinterpret_cast<bf16*>(words), low, high);
+}
+
 // An A tile being written, one vector of consecutive channels of one row at a time.
 template <class Words>
 struct TileWriter {
@@ -176,18 +192,10 @@ struct TileWriter {
            word % Layout::kBlock;
   }
   // Channels [k, k + kLanes) of a row; lanes past the last channel must be zero.
-  void put(int64_t row, int64_t k, V v) const {
-    if constexpr (Words::kPerWord == 1)
-      store(at(row, k), v);
-    else
-      store(reinterpret_cast<bf16*>(at(row, k / 2)), v);
-  }
+  void put(int64_t row, int64_t k, V v) const { store_channels<Words>(at(row, k / Words::kPerWord), v); }
   // Channels [k, k + 2 * kLanes).
-  void put_two(int64_t row, int64_t k, V low, V high) const {
-    if constexpr (Words::kPerWord == 1)
-      store_two(at(row, k), low, high);
-    else
-      store_two(reinterpret_cast<bf16*>(at(row, k / 2)), low, high);
+  void put(int64_t row, int64_t k, V low, V high) const {
+    store_channels<Words>(at(row, k / Words::kPerWord), low, high);
   }
   // Zeroes what the reduction reads beyond the last vector of channels.
   void pad(int64_t row, int64_t k) const {

@@ -225,7 +225,7 @@ void fill_tile(const TileWriter<Words>& a, int64_t rows, int64_t k, const Index&
         [&](int64_t c) {
           const auto low = column(c), high = column(c + kLanes);
           for (int i = 0; i < group; ++i)
-            a.put_two(row + i, c, low(at[i], std::true_type()), high(at[i], std::true_type()));
+            a.put(row + i, c, low(at[i], std::true_type()), high(at[i], std::true_type()));
         },
         [&](int64_t c, auto whole) {
           const auto value = column(c);

@@ -94,15 +94,16 @@ class Stripe {
             [&](int64_t c) {
               const auto low = column(c), high = column(c + kLanes);
               for (int i = 0; i < group; ++i)
-                put_two(at + i * pitch_, c, low(pixel + i, std::true_type()),
-                        high(pixel + i, std::true_type()));
+                store_channels<Words>(channel(at + i * pitch_, c), low(pixel + i, std::true_type()),
+                                      high(pixel + i, std::true_type()));
             },
             [&](int64_t c, auto whole) {
               const auto value = column(c);
-              for (int i = 0; i < group; ++i) put(at + i * pitch_, c, value(pixel + i, whole));
+              for (int i = 0; i < group; ++i)
+                store_channels<Words>(channel(at + i * pitch_, c), value(pixel + i, whole));
             });
         for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
-          for (int i = 0; i < group; ++i) put(at + i * pitch_, c, zero());
+          for (int i = 0; i < group; ++i) store_channels<Words>(channel(at + i * pitch_, c), zero());
       });
     });
   }
@@ -145,18 +146,7 @@ class Stripe {
     }
   }
 
-  static void put(float* at, int64_t c, V v) {
-    if constexpr (Words::kPerWord == 1)
-      store(at + c, v);
-    else
-      store(reinterpret_cast<bf16*>(at) + c, v);
-  }
-  static void put_two(float* at, int64_t c, V low, V high) {
-    if constexpr (Words::kPerWord == 1)
-      store_two(at + c, low, high);
-    else
-      store_two(reinterpret_cast<bf16*>(at) + c, low, high);
-  }
+  static float* channel(float* pixel, int64_t c) { return pixel + c / Words::kPerWord; }
   void clear(float* out, int64_t pixels) const {
     for (int64_t i = 0; i < pixels * pitch_; i += kLanes) store(out + i, zero());
   }

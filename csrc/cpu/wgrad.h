@@ -132,12 +132,7 @@ inline void merge_weight_gradients(const float* chunks, int64_t count, int64_t n
 
 // A block of dW and the tiles of its two operands take a third of a 1 MB L2 together; a tile of 112 words per
 // channel loads and stores the block once per 112 products.
-#if FASTCNN_ISA_LEVEL >= 4
-constexpr int64_t kBlockRowWords = 224;  // and of every AMX machine's 2 MB
-#else
-constexpr int64_t kBlockRowWords = 112;
-#endif
-constexpr int64_t kBlockChannels = 128;
+constexpr int64_t kBlockChannels = 128, kBlockRowWords = 112;
 constexpr int64_t kFillWords = 28;                     // that one unit of work packs
 constexpr int64_t kPackedBandBytes = 8 * 1024 * 1024;  // of both operands, for all blocks: of a shared cache
 
