@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, pixel_stride
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -65,7 +65,7 @@ def depthwise_shape(
     images, own, h, w = x.shape
     channels = own if channels is None else channels
     kernel = weight.shape[2:]
-    out = [conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    out = conv_out_sizes((h, w), kernel, stride, padding, dilation)
     return (
         images, channels, weight.shape[0] // channels, h, w, *out, *kernel, *stride, *padding, *dilation,
         DTYPE_CODES[x.dtype],

@@ -8,14 +8,14 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, floats, pointer
 from fastcnn.cpu.memory import empty_nhwc
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
 
 
 def _shape(size: tuple[int, ...], like: Tensor, kernel: Pair, stride: Pair, padding: Pair, counts_padding: bool):
     n, c, *own = size
-    out = [conv_out_size(own[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
+    out = conv_out_sizes(own, kernel, stride, padding)
     return n, c, *own, *out, *kernel, *stride, *padding, counts_padding, DTYPE_CODES[like.dtype]
 
 

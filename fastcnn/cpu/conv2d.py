@@ -11,7 +11,7 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, source
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
@@ -39,7 +39,7 @@ def pack_conv2d(weight: Tensor, dtype: torch.dtype, groups: int) -> PackedWeight
 
 def _shape(x: Tensor, n: int, kernel, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> tuple:
     images, channels, h, w = x.shape
-    out_h, out_w = (conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    out_h, out_w = conv_out_sizes((h, w), kernel, stride, padding, dilation)
     return (
         images, channels, n, h, w, out_h, out_w, groups, *kernel, *stride, *padding, *dilation, DTYPE_CODES[x.dtype]
     )  # fmt: skip
@@ -63,7 +63,7 @@ def conv2d_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.conv2d.conv2d_fwd; the weight may be packed (by pack_conv2d)."""
     n, _, *kernel = weight.shape
-    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    size = conv_out_sizes(x.shape[2:], kernel, stride, padding, dilation)
     y = empty_nhwc(x.shape[0], n, *size, like=x)
     mean, var = conv2d_into(
         y, x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual,

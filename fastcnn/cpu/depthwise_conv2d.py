@@ -8,7 +8,7 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 
 Pair = tuple[int, int]
 
@@ -17,7 +17,7 @@ def depthwise_shape(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dila
     """(images, channels, multiplier, in_h, in_w, out_h, out_w, kernel, stride, padding, dilation, dtype)."""
     n, k, h, w = x.shape
     kernel = weight.shape[2:]
-    out_h, out_w = (conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    out_h, out_w = conv_out_sizes((h, w), kernel, stride, padding, dilation)
     multiplier = weight.shape[0] // k
     return n, k, multiplier, h, w, out_h, out_w, *kernel, *stride, *padding, *dilation, DTYPE_CODES[x.dtype]
 

@@ -8,21 +8,20 @@ from torch import Tensor
 from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES
 from fastcnn.cpu.memory import empty_nhwc
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
 
 
 def _geometry(like: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> tuple:
-    out = [conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
+    out = conv_out_sizes(size, kernel, stride, padding)
     return (*like.shape[:2], *size, *out, *kernel, *stride, *padding, DTYPE_CODES[like.dtype])
 
 
 def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> tuple[Tensor, Tensor]:
     """As fastcnn.ops.max_pool2d.max_pool2d_fwd."""
-    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
-    y = empty_nhwc(*x.shape[:2], *size, like=x)
+    y = empty_nhwc(*x.shape[:2], *conv_out_sizes(x.shape[2:], kernel, stride, padding), like=x)
     return y, max_pool2d_into(y, x, kernel, stride, padding, indexed)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 
 Pair = tuple[int, int]
 ISAS = ("avx512", "avx512_bf16")
@@ -107,8 +107,7 @@ def faster_unfused(primitive: str, args: Sequence) -> str | None:
 
 def _output_pixels(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> int:
     """Of one image."""
-    sizes = (conv_out_size(x.shape[2 + i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in (0, 1))
-    return math.prod(sizes)
+    return math.prod(conv_out_sizes(x.shape[2:], weight.shape[2:], stride, padding, dilation))
 
 
 def _grouped(

@@ -9,15 +9,16 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, packed_dgrad, packed_forward
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
+_ONE = (1, 1)
 
 
 def _grid(x: Tensor, stride: Pair) -> tuple:
     n, _, h, w = x.shape
-    return n, h, w, conv_out_size(h, 1, stride[0], 0, 1), conv_out_size(w, 1, stride[1], 0, 1), *stride
+    return n, h, w, *conv_out_sizes((h, w), _ONE, stride, (0, 0)), *stride
 
 
 def pointwise_fwd(
@@ -34,10 +35,8 @@ def pointwise_fwd(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As fastcnn.ops.pointwise_conv2d.pointwise_fwd; the weight may be packed."""
-    images, _, h, w = x.shape
-    y = empty_nhwc(
-        images, weight.shape[0], conv_out_size(h, 1, stride[0], 0, 1), conv_out_size(w, 1, stride[1], 0, 1), like=x
-    )
+    size = conv_out_sizes(x.shape[2:], _ONE, stride, (0, 0))
+    y = empty_nhwc(x.shape[0], weight.shape[0], *size, like=x)
     head, tail = (in_scale, in_shift, in_act), (out_scale, out_shift, out_act)
     return y, *pointwise_into(y, x, weight, *head, *tail, residual, stride, stats)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.ops.layout import conv_out_size, pixel_stride, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/cuda/params.h
 _NO_VIEW = (0, 0)
@@ -47,7 +47,7 @@ def plan(
     """
     n, k, h, w = x
     c, _, r, s = weight
-    size = tuple(conv_out_size((h, w)[i], (r, s)[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    size = tuple(conv_out_sizes((h, w), (r, s), stride, padding, dilation))
     geometry = module().Geometry((n, h, w, k), size, (c, r, s), stride, padding, dilation)
     extra = (channels,) if kind == "separable_fwd" else ()
     chosen = getattr(module(), f"plan_{kind}")(geometry, *extra, DTYPES[dtype], properties(device))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.ops import Affine, BatchNorm, Conv, activations, inference
-from fastcnn.ops.layout import conv_out_size, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, to_nhwc
 from fastcnn.ops.validation import kernel_of
 
 Pair = tuple[int, int]
@@ -179,7 +179,7 @@ class FoldedChain(nn.Module):
         """The output's [N, C, P, Q] for an input's [N, K, H, W]."""
         n, _, *size = shape
         for g in self.geometries:
-            size = [conv_out_size(size[i], g.kernel[i], g.stride[i], g.padding[i], g.dilation[i]) for i in (0, 1)]
+            size = conv_out_sizes(size, g.kernel, g.stride, g.padding, g.dilation)
         last = len(self.geometries) - 1
         weight = self._buffers[f"weight{last}b"]
         return n, (self._buffers[f"weight{last}"] if weight is None else weight).shape[0], *size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastcnn.ops import BatchNorm, Conv, conv_chain
 from fastcnn.ops.conv_bn_act import narrowest_op
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.stages import sizes_along
 from fastcnn.ops.validation import Labels, check_input, shape_of
 
 Pair = tuple[int, int]
@@ -204,15 +204,8 @@ def output_shape(x: Tensor, units: Sequence[Unit]) -> tuple[int, int, int, int]:
         TypeError, ValueError: an input that does not fit the first convolution.
     """
     _check_input(x, units)
-    n, channels, *size = x.shape
-    for unit in units:
-        if unit.pool:
-            size = [conv_out_size(s, unit.pool, unit.pool, 0, 1) for s in size]
-        for conv in unit.convs:
-            where = conv.kernel_size, conv.stride, padding_of(conv), conv.dilation
-            size = [conv_out_size(s, *along) for s, *along in zip(size, *where, strict=True)]
-            channels = conv.out_channels
-    return n, channels, *size
+    channels = next((unit.convs[-1].out_channels for unit in reversed(units) if unit.convs), x.shape[1])
+    return x.shape[0], channels, *sizes_along(x.shape, convolutions(units, frozen=True))[-1]
 
 
 def is_foldable(units: Sequence[Unit]) -> bool:

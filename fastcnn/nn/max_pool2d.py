@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastcnn.ops.max_pool2d import max_pool2d, pooled_size
+from fastcnn.ops import max_pool2d
+from fastcnn.ops.layout import conv_out_sizes
 from fastcnn.ops.validation import Pair, pair
 
 
@@ -25,7 +26,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """The output's [N, C, P, Q] where the kernels make it."""
-        return *x.shape[:2], *pooled_size(x, *self._window())
+        return *x.shape[:2], *conv_out_sizes(x.shape[2:], *self._window())
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The largest value of every window; ``out`` is as `fastcnn.ops.max_pool2d` takes it."""

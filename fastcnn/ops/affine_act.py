@@ -54,6 +54,11 @@ def affine_act_into(
     out.copy_(affine_act_fwd(y, scale, shift, act, residual))
 
 
+def copy_into(out: Tensor, y: Tensor) -> None:
+    """y written to ``out``, a channel slice of an NHWC buffer, by the chosen backend."""
+    torch.ops.fastcnn.affine_act_into(out, y, None, None, activations.NONE, None)
+
+
 @register(_sums_fake)
 def affine_act_sums(
     grad: Tensor, y: Tensor, scale: Tensor | None, shift: Tensor | None, act: int, mean: Tensor | None

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
-from fastcnn.ops.layout import accumulation_dtype, conv_out_size, empty_nhwc, to_nhwc
+from fastcnn.ops.layout import accumulation_dtype, conv_out_sizes, empty_nhwc, to_nhwc
 from fastcnn.ops.prologue_epilogue import affine, gradient_sums
 from fastcnn.ops.registry import Pair, register
 
 
 def _forward_fake(x, in_scale, in_shift, in_act, kernel, stride, padding, counts_padding):
     n, c, *size = x.shape
-    return empty_nhwc(n, c, *(conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)), like=x)
+    return empty_nhwc(n, c, *conv_out_sizes(size, kernel, stride, padding), like=x)
 
 
 def _backward_fake(grad, x, x_scale, x_shift, x_act, x_mean, kernel, stride, padding, counts_padding, need_sums):

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.cpu import memory
-from fastcnn.ops import activations
+from fastcnn.ops.affine_act import copy_into
 from fastcnn.ops.layout import empty_nhwc, to_nhwc
 
 
@@ -58,7 +58,7 @@ class _Join(torch.autograd.Function):
             if _is_there(part, place):
                 reads |= getattr(part.grad_fn, "keeps_output", False)
             else:
-                torch.ops.fastcnn.affine_act_into(place, part, None, None, activations.NONE, None)
+                copy_into(place, part)
         ctx.widths = [place.shape[1] for place in slices]
         # A part's own version counter does not see a later write to the buffer. Where its backward reads it, this one does.
         if reads:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from fastcnn.ops import activations, inference
 from fastcnn.ops.distributed import merge_statistics
 from fastcnn.ops.known_statistics import known_statistics
-from fastcnn.ops.layout import accumulation_dtype, autocast, conv_out_size, to_nhwc
+from fastcnn.ops.layout import accumulation_dtype, autocast, to_nhwc
 from fastcnn.ops.normalisation import Applied, BatchNorm, applied, gradient_coefficients, update_running_statistics
 from fastcnn.ops.rematerialization import input_of, is_remade, output_of, release, saved
 from fastcnn.ops.stages import (
@@ -31,8 +31,9 @@ from fastcnn.ops.stages import (
     convolve_into,
     flatten_stage,
     identity_backward,
+    sizes_along,
 )
-from fastcnn.ops.validation import Labels, check_chain, kernel_of
+from fastcnn.ops.validation import Labels, check_chain
 
 ops = torch.ops.fastcnn
 
@@ -182,17 +183,6 @@ class _ConvChain(torch.autograd.Function):
         return None, None, None, None, grad if needs[4] else None, None if ctx.adds_input else dresidual, *grads
 
 
-def _values_per_channel(x: Tensor, convs: Sequence[Conv]) -> list[int]:
-    """N * P * Q after each convolution: how many values its batch statistics average."""
-    n, _, *size = x.shape
-    counts = []
-    for conv in convs:
-        kernel = kernel_of(conv)
-        size = [conv_out_size(size[i], kernel[i], conv.stride[i], conv.padding[i], conv.dilation[i]) for i in (0, 1)]
-        counts.append(n * size[0] * size[1])
-    return counts
-
-
 def conv_chain(
     x: Tensor,
     convs: Sequence[Conv],
@@ -250,7 +240,8 @@ def conv_chain(
             head = (epilogues[0].scale, epilogues[0].shift, geometries[0].act)
             geometries, weights, epilogues = geometries[1:], weights[1:], epilogues[1:]
         return inference.run(x, inference.steps(geometries, weights, epilogues, head), residual, out)
-    counts = _values_per_channel(x, convs)
+    # How many values each stage's batch statistics average.
+    counts = [x.shape[0] * p * q for p, q in sizes_along(x.shape, convs)]
     shared = [i for i in trained if geometries[i].norm.group is not None]
     for i in trained:
         if counts[i] <= 1 and i not in shared:

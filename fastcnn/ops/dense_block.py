@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
+from fastcnn.ops.affine_act import copy_into
 from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.dropout import ELEMENT, distribution, key_of
 from fastcnn.ops.known_statistics import remember_statistics
@@ -116,7 +117,7 @@ def _write_slice(out: Tensor, mid: Tensor, weight: Tensor, pre: Applied, act: in
         return ops.conv2d_into(out, mid, weight, *head, *_STORE, *where, stats)
     y, _, _ = ops.conv2d_fwd(mid, weight, *head, *_STORE, *where, False)
     ops.dropout_inplace(y, *how, key)
-    ops.affine_act_into(out, y, None, None, activations.NONE, None)
+    copy_into(out, y)
     return ops.channel_statistics(out) if stats else (None, None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcnn.ops.layout import accumulation_dtype, conv_out_size, empty_nhwc
+from fastcnn.ops.layout import accumulation_dtype, conv_out_sizes, empty_nhwc
 
 Pair = tuple[int, int]
 
@@ -21,7 +21,7 @@ def convolution_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, mean, var of a convolution forward."""
     kernel = weight.shape[2:]
-    size = [conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    size = conv_out_sizes(x.shape[2:], kernel, stride, padding, dilation)
     y = empty_nhwc(x.shape[0], weight.shape[0], size[0], size[1], like=x)
     return y, *statistics_fake(weight.shape[0], x, stats)
 

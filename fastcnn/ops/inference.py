@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastcnn import backends
 from fastcnn.ops import activations
+from fastcnn.ops.affine_act import copy_into
 
 ops = torch.ops.fastcnn
 
@@ -114,7 +115,7 @@ def _run_into(out: Tensor, x: Tensor, step: Step, residual: Tensor | None) -> No
     """The step with its output in a slice."""
     if step.into is None:
         y = step.op(x, *step.before, residual, *step.after)
-        ops.affine_act_into(out, y if isinstance(y, Tensor) else y[0], None, None, activations.NONE, None)
+        copy_into(out, y if isinstance(y, Tensor) else y[0])
     elif torch.compiler.is_compiling() or step.packed is None or _run_packed(step, x, residual, out) is None:
         step.into(out, x, *step.before, residual, *step.after)
 

@@ -7,20 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc, to_nhwc
 from fastcnn.ops.registry import Mutable, Pair, register
 from fastcnn.ops.validation import check_out
 
 MOST_POSITIONS = 256  # of a window, that a byte tells apart
 
 
-def _out_size(size: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> list[int]:
-    return [conv_out_size(size[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1)]
-
-
 def _forward_fake(x, kernel, stride, padding, indexed):
     n, c, *size = x.shape
-    y = empty_nhwc(n, c, *_out_size(size, kernel, stride, padding), like=x)
+    y = empty_nhwc(n, c, *conv_out_sizes(size, kernel, stride, padding), like=x)
     return y, torch.empty_like(y, dtype=torch.uint8) if indexed else x.new_empty(0, dtype=torch.uint8)
 
 
@@ -106,7 +102,7 @@ def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor
         ValueError: an ``out`` of another shape, layout, dtype or device than the result.
     """
     if out is not None:
-        check_out(out, (*x.shape[:2], *pooled_size(x, kernel, stride, padding)), x.dtype, x.device)
+        check_out(out, (*x.shape[:2], *conv_out_sizes(x.shape[2:], kernel, stride, padding)), x.dtype, x.device)
     if not (torch.is_grad_enabled() and x.requires_grad):
         if out is None:
             return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]
@@ -115,8 +111,3 @@ def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor
     if x.device.type != "cpu" or kernel[0] * kernel[1] > MOST_POSITIONS:
         return F.max_pool2d(x, kernel, stride, padding)
     return _MaxPool2d.apply(None if out is None else (out,), x, kernel, stride, padding)
-
-
-def pooled_size(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> list[int]:
-    """[P, Q] of the result."""
-    return _out_size(tuple(x.shape[2:]), kernel, stride, padding)

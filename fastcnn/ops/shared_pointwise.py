@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
+from fastcnn.ops.affine_act import copy_into
 from fastcnn.ops.channel_join import channel_slices
 from fastcnn.ops.layout import autocast, empty_nhwc, to_nhwc
 from fastcnn.ops.stages import STORE
@@ -41,7 +42,7 @@ class _SharedPointwise(torch.autograd.Function):
         widths = [len(w) for w in weights]
         grad = empty_nhwc(x.shape[0], sum(widths), *x.shape[2:], like=x)
         for part, place in zip(grads, channel_slices(grad, widths), strict=True):
-            ops.affine_act_into(place, to_nhwc(part), None, None, activations.NONE, None)
+            copy_into(place, to_nhwc(part))
         need_dx, *need_dw = ctx.needs_input_grad[1:]
         dx, dw, _ = ops.pointwise_bwd(
             grad, None, *_PLAIN, None, x, *_PLAIN, None, torch.cat(weights), None, _ONE, need_dx, any(need_dw), False

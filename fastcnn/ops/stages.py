@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import activations
+from fastcnn.ops.affine_act import copy_into
+from fastcnn.ops.layout import conv_out_sizes
 from fastcnn.ops.normalisation import Affine, Applied, BatchNorm, Kind, flatten
+from fastcnn.ops.validation import kernel_of
 
 Pair = tuple[int, int]
 ops = torch.ops.fastcnn
@@ -47,6 +51,15 @@ class Geometry(NamedTuple):
     groups: int
     norm: Kind
     act: int
+
+
+def sizes_along(shape: Sequence[int], convs: Sequence[Conv]) -> list[list[int]]:
+    """[P, Q] after each stage of a chain over an input of this shape."""
+    found, size = [], list(shape[2:])
+    for conv in convs:
+        size = conv_out_sizes(size, kernel_of(conv), conv.stride, conv.padding, conv.dilation)
+        found.append(size)
+    return found
 
 
 STORE = (None, None, activations.NONE, None)  # the epilogue that does nothing
@@ -93,7 +106,7 @@ def convolve_into(out: Tensor, g: Geometry, x: Tensor, weights, pre: Applied, ac
         ops.conv2d_into(out, x, weights[0], *head, *epilogue, *where, False)
     else:
         y, *_ = convolve(g, x, weights, pre, act, False, epilogue)
-        ops.affine_act_into(out, y, None, None, activations.NONE, None)
+        copy_into(out, y)
 
 
 def _plus(dx: Tensor, residual: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import activations
-from fastcnn.ops.layout import autocast_dtype, conv_out_size, pixel_stride
+from fastcnn.ops.layout import autocast_dtype, conv_out_sizes, pixel_stride
 
 if TYPE_CHECKING:
     from fastcnn.ops.dense_block import DenseLayer
@@ -234,8 +234,7 @@ def check_chain(
         kernel = kernel_of(conv)
         before = size
         if conv.op != "pointwise" or conv.stride != (1, 1):
-            stride, padding, dilation = conv.stride, conv.padding, conv.dilation
-            size = [conv_out_size(size[d], kernel[d], stride[d], padding[d], dilation[d]) for d in (0, 1)]
+            size = conv_out_sizes(size, kernel, conv.stride, conv.padding, conv.dilation)
         if size[0] < 1 or size[1] < 1:
             raise ValueError(
                 f"x: got {before[0]} x {before[1]} pixels before {names.weights[0]}, expected at least the reach of"

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc
 from fastcnn.triton.activations import activate, mask_gradient
 from fastcnn.triton.affine_act import TILE, sums_grid
 from fastcnn.triton.implicit_gemm import pixel_position
@@ -147,7 +147,7 @@ def avg_pool2d_fwd(
     """The mean of in_act(in_scale * x + in_shift) over every window, [N, C, H, W] to [N, C, P, Q]."""
     x, x_ld = nhwc(x)
     n, c, h, w = x.shape
-    p, q = (conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], 1) for i in (0, 1))
+    p, q = conv_out_sizes((h, w), kernel, stride, padding)
     y = empty_nhwc(n, c, p, q, like=x)
     m, vec, block_c = n * p * q, vector(c, x_ld), pow2(c, 16, 256)
     block_m = TILE // block_c

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc
 from fastcnn.ops.registry import Mutable
 from fastcnn.triton.implicit_gemm import bundled, gathered, inside, pixel_position, split_column, tap_matrices
 from fastcnn.triton.launch import PRECISION, cdiv, empty, given, nhwc, primitive, vector
@@ -90,7 +90,7 @@ def conv2d_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Any convolution with prologue and epilogue; weight [C, K / groups, R, S]. Returns y, mean, var."""
     c, _, *kernel = weight.shape
-    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    size = conv_out_sizes(x.shape[2:], kernel, stride, padding, dilation)
     y = empty_nhwc(x.shape[0], c, *size, like=x)
     mean, var = conv2d_into(
         y, x, weight, in_scale, in_shift, in_act, out_scale, out_shift, out_act, residual,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc
 from fastcnn.triton.launch import cdiv, empty, nhwc, pow2, primitive, vector
 from fastcnn.triton.prologue_epilogue import epilogue, per_channel
 from fastcnn.triton.reductions import merge_moments, moments_buffer
@@ -147,8 +147,7 @@ def depthwise_fwd(
     x, x_ld = nhwc(x)
     residual, residual_ld = nhwc(residual)
     (n, k, h, w), (c, _, r, s) = x.shape, weight.shape
-    p = conv_out_size(h, r, stride[0], padding[0], dilation[0])
-    q = conv_out_size(w, s, stride[1], padding[1], dilation[1])
+    p, q = conv_out_sizes((h, w), (r, s), stride, padding, dilation)
     y = empty_nhwc(n, c, p, q, like=x)
     unroll = r * s <= UNROLLED_TAPS
     # 2 x 4 outputs of a 3 x 3 cost 3 loads each instead of 9. With a stride rows share too little: 5.6 against 6.8.

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc
 from fastcnn.ops.registry import Mutable
 from fastcnn.triton.implicit_gemm import pixel_position
 from fastcnn.triton.launch import PRECISION, cdiv, empty, given, nhwc, primitive, vector
@@ -93,7 +93,7 @@ def pointwise_fwd(
     stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """1x1 convolution with prologue and epilogue; weight [C, K, 1, 1]. Returns y, mean, var."""
-    size = (conv_out_size(x.shape[2 + i], 1, stride[i], 0, 1) for i in (0, 1))
+    size = conv_out_sizes(x.shape[2:], (1, 1), stride, (0, 0))
     y = empty_nhwc(x.shape[0], weight.shape[0], *size, like=x)
     head, tail = (in_scale, in_shift, in_act), (out_scale, out_shift, out_act)
     return y, *pointwise_into(y, x, weight, *head, *tail, residual, stride, stats)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcnn.ops.layout import conv_out_size, empty_nhwc
+from fastcnn.ops.layout import conv_out_sizes, empty_nhwc
 from fastcnn.triton.activations import activate
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd, taps_of
 from fastcnn.triton.launch import PRECISION, cdiv, empty, nhwc, pow2, primitive, vector
@@ -127,8 +127,7 @@ def _fused(x, dw_weight, pw_weight, head, middle, tail, residual, stride, paddin
     x, x_ld = nhwc(x)
     residual, residual_ld = nhwc(residual)
     (n, channels, h, w), (k, _, r, s), c = x.shape, dw_weight.shape, pw_weight.shape[0]
-    p = conv_out_size(h, r, stride[0], padding[0], dilation[0])
-    q = conv_out_size(w, s, stride[1], padding[1], dilation[1])
+    p, q = conv_out_sizes((h, w), (r, s), stride, padding, dilation)
     y = empty_nhwc(n, c, p, q, like=x)
     block_n = pow2(c, 16, MAX_CHANNELS)
     # 128 pixels, and 64 beside 256 channels: 64 accumulators a thread with 8 warps.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops.depthwise_conv2d import depthwise_bwd, depthwise_fwd
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from fastcnn.ops.separable_conv2d import separable_fwd
 
 REFERENCES = {"depthwise_fwd": depthwise_fwd, "depthwise_bwd": depthwise_bwd, "separable_fwd": separable_fwd}
@@ -77,7 +77,7 @@ class Draw:
 
 def output_size(s: Shape) -> tuple[int, int]:
     """Pixels of the convolution's output."""
-    return tuple(conv_out_size((s.h, s.w)[i], s.kernel[i], s.stride[i], s.padding[i], s.dilation[i]) for i in (0, 1))
+    return tuple(conv_out_sizes((s.h, s.w), s.kernel, s.stride, s.padding, s.dilation))
 
 
 def _act(s: Shape, act: int) -> int:

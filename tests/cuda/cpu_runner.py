@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops.dropout import mask_of, threshold
-from fastcnn.ops.layout import conv_out_size, pixel_stride
+from fastcnn.ops.layout import conv_out_sizes, pixel_stride
 from tests.cuda.cases import Shape, output_size
 from tests.cuda.toolchain import build_driver
 
@@ -128,8 +128,7 @@ class Case:
 def _geometry(x: Tensor, weight: Tensor, stride, padding, dilation) -> tuple[list[int], int, int]:
     n, k, h, w = x.shape
     c, _, r, s = weight.shape
-    p = conv_out_size(h, r, stride[0], padding[0], dilation[0])
-    q = conv_out_size(w, s, stride[1], padding[1], dilation[1])
+    p, q = conv_out_sizes((h, w), (r, s), stride, padding, dilation)
     return [n, h, w, k, p, q, c, r, s, *stride, *padding, *dilation], p, q
 
 

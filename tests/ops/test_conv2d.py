@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastcnn import backends, ops
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from tests.ops import cases
 from tests.ops.cases import BACKWARD, DTYPES, FORWARD, LAYOUTS, NEEDS
 from tests.tolerances import assert_close
@@ -54,7 +54,7 @@ GEOMETRIES = [
 
 def shapes(geometry):
     n, k, c, h, w, kernel, stride, padding, dilation, groups = geometry
-    size = [conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    size = conv_out_sizes((h, w), kernel, stride, padding, dilation)
     return (n, k, h, w), (c, k // groups, *kernel), (n, c, *size), (stride, padding, dilation, groups)
 
 

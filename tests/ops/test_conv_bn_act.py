@@ -13,7 +13,7 @@ from fastcnn import backends, ops
 from fastcnn.nn.fused import batch_norm
 from fastcnn.ops import Affine, BatchNorm, conv_bn_act
 from fastcnn.ops.conv_bn_act import ORDERS, narrowest_op
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from tests.ops import cases
 from tests.tolerances import TOLERANCE, assert_close, relative_error
 
@@ -57,7 +57,7 @@ class Call:
         k, c, kernel, self.stride, self.padding, self.dilation, self.groups = GEOMETRIES[geometry]
         self.order, self.norm, self.act, self.after = order, norm, act, after
         channels = c if order == "conv_bn_act" else k
-        out = [conv_out_size(size[i], kernel[i], self.stride[i], self.padding[i], self.dilation[i]) for i in (0, 1)]
+        out = conv_out_sizes(size, kernel, self.stride, self.padding, self.dilation)
         self.leaves = {"x": torch.randn(3, k, *size), "weight": cases.weight(c, k // self.groups, *kernel)}
         if bias:
             self.leaves["bias"] = torch.randn(c)

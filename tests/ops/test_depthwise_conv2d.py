@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcnn import backends, ops
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from tests.ops import cases
 from tests.ops.cases import BACKWARD, CHANNELS, DTYPES, FORWARD, LAYOUTS, NEEDS
 from tests.tolerances import assert_close
@@ -32,7 +32,7 @@ GEOMETRIES = [
 
 def forward_args(geometry, variant, dtype=torch.float32):
     n, c, m, h, w, kernel, *where = geometry
-    size = [conv_out_size((h, w)[i], kernel[i], *(v[i] for v in where)) for i in (0, 1)]
+    size = conv_out_sizes((h, w), kernel, *where)
     x, weight = cases.on_grid(n, c, h, w, dtype=dtype), cases.weight(c * m, 1, *kernel, dtype=dtype)
     tail = cases.forward_tail((n, c * m, *size), variant, dtype)
     return (x, weight, *cases.forward_head(c, variant), *tail, *where, variant == "stats")
@@ -40,7 +40,7 @@ def forward_args(geometry, variant, dtype=torch.float32):
 
 def backward_args(geometry, variant, needs, dtype=torch.float32):
     n, c, m, h, w, kernel, *where = geometry
-    size = [conv_out_size((h, w)[i], kernel[i], *(v[i] for v in where)) for i in (0, 1)]
+    size = conv_out_sizes((h, w), kernel, *where)
     x, weight = cases.on_grid(n, c, h, w, dtype=dtype), cases.weight(c * m, 1, *kernel, dtype=dtype)
     upstream = cases.backward_upstream((n, c * m, *size), variant, dtype)
     return (*upstream, *cases.backward_source(x, variant), weight, *where, *needs)

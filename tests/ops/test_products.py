@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcnn import native
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from tests.ops import cases, test_pointwise_conv2d
 from tests.ops.cases import DTYPES, FORWARD, NEEDS
 
@@ -23,7 +23,7 @@ SEPARABLE = [
 
 
 def out_size(h, w, kernel, stride, padding, dilation):
-    return [conv_out_size((h, w)[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+    return conv_out_sizes((h, w), kernel, stride, padding, dilation)
 
 
 def separable_args(geometry, variant, dtype):

@@ -9,7 +9,7 @@ from torch import Tensor
 import fastcnn.ops  # noqa: F401  (registers the references)
 from fastcnn import backends
 from fastcnn import triton as backend
-from fastcnn.ops.layout import conv_out_size
+from fastcnn.ops.layout import conv_out_sizes
 from tests.ops.cases import as64, backward_source, backward_upstream, forward_head, forward_tail, laid_out, on_grid
 from tests.tolerances import assert_close
 
@@ -52,7 +52,7 @@ def check(primitive: str, args: tuple, device: str) -> None:
 
 def out_shape(x: Tensor, channels: int, kernel, stride, padding, dilation) -> tuple[int, ...]:
     """The output's shape of a convolution of x."""
-    size = (conv_out_size(x.shape[2 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1))
+    size = conv_out_sizes(x.shape[2:], kernel, stride, padding, dilation)
     return x.shape[0], channels, *size
 
 
