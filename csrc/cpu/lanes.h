@@ -9,6 +9,8 @@ namespace fastcnn {
 namespace {
 
 struct AllLanes {
+  static constexpr int count = kLanes;
+
   template <class T>
   V get(const T* p) const {
     return load(p);

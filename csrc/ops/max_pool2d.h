@@ -5,6 +5,8 @@
 
 namespace fastcnn {
 
+constexpr int kMostPositions = 256;  // of a window, that a byte tells apart
+
 struct MaxPool2dForward {
   int64_t images = 0, channels = 0, in_h = 0, in_w = 0, out_h = 0, out_w = 0;
   int kernel_h = 3, kernel_w = 3, stride_h = 2, stride_w = 2, pad_h = 1, pad_w = 1;

@@ -125,14 +125,14 @@ class GoogLeNet(nn.Module):
         self.aux_logits, self.transform_input = aux_logits, transform_input
         self.transform = InputTransform() if transform_input else None
         self.conv1 = conv(3, 64, 7, 2, 3, not paper)
-        self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool1 = MaxPool2d(3, 2, ceil_mode=True)
         self.lrn1 = LocalResponseNorm(5, 1e-4, 0.75, 1.0) if paper else None
         self.conv2 = conv(64, 64, batch_norm=not paper)
         self.conv3 = conv(64, 192, 3, batch_norm=not paper)
         self.lrn2 = LocalResponseNorm(5, 1e-4, 0.75, 1.0) if paper else None
-        self.maxpool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
-        self.maxpool4 = nn.MaxPool2d(3 if paper else 2, 2, ceil_mode=True)
+        self.maxpool2 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool3 = MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool4 = MaxPool2d(3 if paper else 2, 2, ceil_mode=True)
         channels = 192
         for name, widths in WIDTHS.items():
             self.add_module(f"inception{name}", Inception(channels, widths, paper))

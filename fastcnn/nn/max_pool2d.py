@@ -5,28 +5,28 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastcnn.ops import max_pool2d
-from fastcnn.ops.layout import conv_out_sizes
+from fastcnn.ops.layout import pool_out_sizes
 from fastcnn.ops.validation import Pair, pair
 
 
 class MaxPool2d(nn.MaxPool2d):
     """nn.MaxPool2d on fastcnn's kernels, with a gradient on CPUs only; same arguments.
 
-    Shapes: x [N, C, H, W] to [N, C, P, Q]. What the kernels do not have (dilation, ceil_mode, return_indices, an image
-    without a batch) is torch's own.
+    Shapes: x [N, C, H, W] to [N, C, P, Q]. What the kernels do not have (dilation, return_indices, an image without a
+    batch) is torch's own.
     """
 
     def is_fused(self, x: Tensor) -> bool:
         """Whether the kernels have what is asked for."""
-        return self.dilation in (1, (1, 1)) and not self.ceil_mode and not self.return_indices and x.dim() == 4
+        return self.dilation in (1, (1, 1)) and not self.return_indices and x.dim() == 4
 
-    def _window(self) -> tuple[Pair, Pair, Pair]:
+    def _window(self) -> tuple[Pair, Pair, Pair, bool]:
         kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
-        return kernel, stride, pair(self.padding, "padding", 0)
+        return kernel, stride, pair(self.padding, "padding", 0), self.ceil_mode
 
     def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """The output's [N, C, P, Q] where the kernels make it."""
-        return *x.shape[:2], *conv_out_sizes(x.shape[2:], *self._window())
+        return *x.shape[:2], *pool_out_sizes(x.shape[2:], *self._window())
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The largest value of every window; ``out`` is as `fastcnn.ops.max_pool2d` takes it."""

@@ -54,6 +54,18 @@ def conv_out_sizes(
     return [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
 
 
+def pool_out_sizes(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
+) -> list[int]:
+    """[P, Q] of a pooling's output; with ``ceil_mode`` also windows that begin in the image or its padding and end after."""
+    floor = conv_out_sizes(size, kernel, stride, padding)
+    if not ceil_mode:
+        return floor
+    fits = [(n - 1) * s + k == i + 2 * p for n, i, k, s, p in zip(floor, size, kernel, stride, padding, strict=True)]
+    begins = [n * s < i + p for n, i, s, p in zip(floor, size, stride, padding, strict=True)]
+    return [n + (not fit and begin) for n, fit, begin in zip(floor, fits, begins, strict=True)]
+
+
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The dtype of statistics and sums: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

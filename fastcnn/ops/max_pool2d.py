@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastcnn.ops.layout import conv_out_sizes, empty_nhwc, to_nhwc
+from fastcnn.ops.layout import empty_nhwc, pool_out_sizes, to_nhwc
 from fastcnn.ops.registry import Mutable, Pair, register
 from fastcnn.ops.validation import check_out
 
 MOST_POSITIONS = 256  # of a window, that a byte tells apart
 
 
-def _forward_fake(x, kernel, stride, padding, indexed):
+def _forward_fake(x, kernel, stride, padding, ceil_mode, indexed):
     n, c, *size = x.shape
-    y = empty_nhwc(n, c, *conv_out_sizes(size, kernel, stride, padding), like=x)
+    y = empty_nhwc(n, c, *pool_out_sizes(size, kernel, stride, padding, ceil_mode), like=x)
     return y, torch.empty_like(y, dtype=torch.uint8) if indexed else x.new_empty(0, dtype=torch.uint8)
 
 
@@ -29,12 +29,14 @@ def _first_positions(out: int, stride: int, padding: int, device: torch.device) 
 
 
 @register(_forward_fake)
-def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> tuple[Tensor, Tensor]:
+def max_pool2d_fwd(
+    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool, indexed: bool
+) -> tuple[Tensor, Tensor]:
     """The largest value of every window, [N, C, H, W] to [N, C, P, Q]; padding never wins. NaN where there is one.
 
     With ``indexed`` also which position of its window won: r * S + s in a uint8 tensor like the output.
     """
-    window = tuple(kernel), tuple(stride), tuple(padding)
+    window = tuple(kernel), tuple(stride), tuple(padding), 1, ceil_mode
     if not indexed:
         return F.max_pool2d(x, *window).contiguous(memory_format=torch.channels_last), x.new_empty(0, dtype=torch.uint8)
     y, flat = F.max_pool2d(x, *window, return_indices=True)
@@ -45,16 +47,18 @@ def max_pool2d_fwd(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed
     return tuple(t.contiguous(memory_format=torch.channels_last) for t in (y, index))
 
 
-def _into_fake(out, x, kernel, stride, padding, indexed):
+def _into_fake(out, x, kernel, stride, padding, ceil_mode, indexed):
     if not indexed:
         return x.new_empty(0, dtype=torch.uint8)
     return torch.empty_like(out, dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 @register(_into_fake)
-def max_pool2d_into(out: Mutable, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, indexed: bool) -> Tensor:
+def max_pool2d_into(
+    out: Mutable, x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool, indexed: bool
+) -> Tensor:
     """max_pool2d_fwd with its output written to ``out``, a channel slice of an NHWC buffer. Returns what won."""
-    y, index = max_pool2d_fwd(x, kernel, stride, padding, indexed)
+    y, index = max_pool2d_fwd(x, kernel, stride, padding, ceil_mode, indexed)
     out.copy_(y)
     return index
 
@@ -80,7 +84,7 @@ class _MaxPool2d(torch.autograd.Function):
         else:
             (y,) = into
             index = torch.ops.fastcnn.max_pool2d_into(y, x, *window, True)
-        ctx.size, ctx.window = tuple(x.shape[2:]), window
+        ctx.size, ctx.window = tuple(x.shape[2:]), window[:3]
         ctx.save_for_backward(index)
         return y
 
@@ -88,10 +92,12 @@ class _MaxPool2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         dx = torch.ops.fastcnn.max_pool2d_bwd(to_nhwc(grad), *ctx.saved_tensors, ctx.size, *ctx.window)
-        return None, dx, None, None, None
+        return None, dx, None, None, None, None
 
 
-def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor | None = None) -> Tensor:
+def max_pool2d(
+    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool = False, out: Tensor | None = None
+) -> Tensor:
     """torch.nn.functional.max_pool2d on fused backends, differentiable; with a gradient on GPUs it is torch's own.
 
     With ``out``, one of `channel_slices`, our kernels write the result there and return that tensor; torch's own is new.
@@ -101,13 +107,14 @@ def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair, out: Tensor
     Raises:
         ValueError: an ``out`` of another shape, layout, dtype or device than the result.
     """
+    window = kernel, stride, padding, ceil_mode
     if out is not None:
-        check_out(out, (*x.shape[:2], *conv_out_sizes(x.shape[2:], kernel, stride, padding)), x.dtype, x.device)
+        check_out(out, (*x.shape[:2], *pool_out_sizes(x.shape[2:], *window)), x.dtype, x.device)
     if not (torch.is_grad_enabled() and x.requires_grad):
         if out is None:
-            return torch.ops.fastcnn.max_pool2d_fwd(x, kernel, stride, padding, False)[0]
-        torch.ops.fastcnn.max_pool2d_into(out, x, kernel, stride, padding, False)
+            return torch.ops.fastcnn.max_pool2d_fwd(x, *window, False)[0]
+        torch.ops.fastcnn.max_pool2d_into(out, x, *window, False)
         return out
     if x.device.type != "cpu" or kernel[0] * kernel[1] > MOST_POSITIONS:
-        return F.max_pool2d(x, kernel, stride, padding)
-    return _MaxPool2d.apply(None if out is None else (out,), x, kernel, stride, padding)
+        return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode)
+    return _MaxPool2d.apply(None if out is None else (out,), x, *window)

@@ -1,39 +1,124 @@
-// Maximum pooling, a vector of channels at a time; bounded by the one read of its operands.
+// Maximum pooling, a vector of channels at a time.
 #include "cpu/by_dtype.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes.h"
 #include "cpu/pool_windows.h"
 #include "cpu/prologue.h"
 
 namespace fastcnn {
 namespace {
 
+// Elements in a form in which the largest is the maximum: float32 as it is.
+template <class T>
+struct Ordered {
+  using Vector = V;
+  using Element = float;
+  static constexpr int kCount = kLanes;
+
+  static V position(int64_t i) { return set(float(i)); }
+  static V sum(V a, V b) { return add(a, b); }
+  static V get(const float* p, int64_t n) { return load_upto(p, n); }
+  static void put(float* p, V v, int64_t n) { store_upto(p, v, n); }
+};
+
+// bfloat16 as whole numbers, from -infinity (0) to infinity and then every NaN, twice as many to a vector.
+// Bits of a negative number grow as it falls: flipped they are in order, below those of positive ones if read
+// with a sign. Less -infinity's, the negative NaNs wrap around to the top.
+template <>
+struct Ordered<bf16> {
+  using Vector = W;
+  using Element = uint16_t;
+  static constexpr int kCount = 2 * kLanes;
+  static constexpr uint16_t kLowest = 0xff80 ^ 0x7fff;
+
+  static W position(int64_t i) { return words_of(uint16_t(i)); }
+  static W sum(W a, W b) { return add_words(a, b); }
+  static W get(const bf16* p, int64_t n) {
+    return add_words(flip_negative(load_words(p, n < kCount ? int(n) : kCount)),
+                     words_of(uint16_t(-kLowest)));
+  }
+  static void put(bf16* p, W w, int64_t n) {
+    store_words(p, flip_negative(add_words(w, words_of(kLowest))), n < kCount ? int(n) : kCount);
+  }
+};
+
+// The largest of every column of a line of windows, and where it is as r * kernel_w: [in_w][channels] each.
+template <class T, bool kIndexed>
+struct ColumnMaxima {
+  using O = Ordered<T>;
+  using Element = typename O::Element;
+  Element *largest, *row;
+
+  ColumnMaxima(const MaxPool2dForward& p) {
+    const int64_t pitch = round_up(p.in_w * p.channels + O::kCount, 64);
+    largest = reinterpret_cast<Element*>(thread_scratch(size_t(pitch) * (kIndexed ? 2 : 1)));
+    row = largest + pitch;
+  }
+
+  // `count` elements from x on, whose lines are `line` elements apart, to the buffer at `at`.
+  void take(const T* x, int64_t line, int64_t lines, int64_t count, int64_t at, int64_t first,
+            int64_t kernel_w) {
+    for (int64_t c = 0; c < count; c += O::kCount) {
+      auto best = O::get(x + c, count - c);
+      [[maybe_unused]] auto index = O::position(first * kernel_w);
+      for (int64_t r = 1; r < lines; ++r) {
+        const auto value = O::get(x + r * line + c, count - c);
+        if constexpr (kIndexed) index = where_gt(value, best, O::position((first + r) * kernel_w), index);
+        best = maximum(best, value);
+      }
+      store(largest + at + c, best);
+      if constexpr (kIndexed) store(row + at + c, index);
+    }
+  }
+};
+
+// First down the columns, then along the line: a window of 3 x 3 costs 6 reads, not 9.
 template <class T, bool kIndexed>
 void forward_row(const MaxPool2dForward& p, int64_t row) {
+  using O = Ordered<T>;
   const int64_t image = row / p.out_h, up = row % p.out_h * p.stride_h - p.pad_h;
   const Window h(row % p.out_h, p.kernel_h, p.stride_h, p.pad_h, p.in_h);
-  const T* base = static_cast<const T*>(p.x.data) + image * p.in_h * p.in_w * p.x.ld;
+  const int64_t line = p.in_w * p.x.ld;
+  const T* x = static_cast<const T*>(p.x.data) + (image * p.in_h + h.first) * line;
+  ColumnMaxima<T, kIndexed> columns(p);
+  if (p.x.ld == p.channels)
+    columns.take(x, line, h.count(), line, 0, h.first - up, p.kernel_w);
+  else
+    for (int64_t i = 0; i < p.in_w; ++i)
+      columns.take(x + i * p.x.ld, line, h.count(), p.channels, i * p.channels, h.first - up, p.kernel_w);
+
   T* out = static_cast<T*>(p.out) + row * p.out_w * p.out_ld;
   for (int64_t q = 0; q < p.out_w; ++q, out += p.out_ld) {
     const Window w(q, p.kernel_w, p.stride_w, p.pad_w, p.in_w);
-    const int64_t left = q * p.stride_w - p.pad_w;
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      V best = set(-INFINITY), index = set(float((h.first - up) * p.kernel_w + w.first - left));
-      for (int64_t y = h.first; y < h.last; ++y)
-        for (int64_t x = w.first; x < w.last; ++x) {
-          const V value = load_upto(base + (y * p.in_w + x) * p.x.ld + c, p.channels - c);
-          if constexpr (kIndexed)
-            index = where_gt(value, best, set(float((y - up) * p.kernel_w + x - left)), index);
+    const int64_t left = w.first - (q * p.stride_w - p.pad_w);
+    for (int64_t c = 0; c < p.channels; c += O::kCount) {
+      const int64_t at = w.first * p.channels + c, rest = p.channels - c;
+      auto best = load(columns.largest + at);
+      if constexpr (kIndexed) {
+        auto index = O::sum(load(columns.row + at), O::position(left));
+        for (int64_t s = 1; s < w.count(); ++s) {
+          const auto value = load(columns.largest + at + s * p.channels);
+          const auto own = O::sum(load(columns.row + at + s * p.channels), O::position(left + s));
+          // Of equal ones the first in the window's order, as in torch.
+          index = where_gt(value, best, own, where_gt(best, value, index, min(index, own)));
           best = maximum(best, value);
         }
-      store_upto(out + c, best, p.channels - c);
-      if constexpr (kIndexed) {
-        const int64_t rest = p.channels - c;
         store_bytes(p.index + (row * p.out_w + q) * p.channels + c, index,
-                    int(rest < kLanes ? rest : kLanes));
+                    int(rest < O::kCount ? rest : O::kCount));
+      } else {
+        for (int64_t s = 1; s < w.count(); ++s)
+          best = maximum(best, load(columns.largest + at + s * p.channels));
       }
+      O::put(out + c, best, rest);
     }
   }
 }
+
+// A window that reaches an input pixel: its output, and the pixel's position in it.
+struct Reached {
+  int64_t pixel;
+  uint8_t position;
+};
 
 template <class T>
 void backward_row(const MaxPool2dBackward& b, int64_t row) {
@@ -41,22 +126,25 @@ void backward_row(const MaxPool2dBackward& b, int64_t row) {
   const int64_t image = row / p.in_h, y = row % p.in_h;
   const Reach h(y, p.kernel_h, p.stride_h, p.pad_h, p.out_h);
   T* dx = static_cast<T*>(b.dx) + row * p.in_w * b.dx_ld;
+  const T* grads = static_cast<const T*>(b.grad.data);
+  Reached windows[kMostPositions];
   for (int64_t x = 0; x < p.in_w; ++x, dx += b.dx_ld) {
     const Reach w(x, p.kernel_w, p.stride_w, p.pad_w, p.out_w);
-    for (int64_t c = 0; c < p.channels; c += kLanes) {
-      const int64_t rest = p.channels - c;
+    int count = 0;
+    for (int64_t i = h.first; i < h.last; ++i)
+      for (int64_t j = w.first; j < w.last; ++j) {
+        const int64_t r = y - i * p.stride_h + p.pad_h, s = x - j * p.stride_w + p.pad_w;
+        windows[count++] = {(image * p.out_h + i) * p.out_w + j, uint8_t(r * p.kernel_w + s)};
+      }
+    for_lanes(p.channels, [&](int64_t c, auto lanes) {
       V sum = zero();
-      for (int64_t i = h.first; i < h.last; ++i)
-        for (int64_t j = w.first; j < w.last; ++j) {
-          const int64_t pixel = (image * p.out_h + i) * p.out_w + j;
-          const int64_t own = (y - i * p.stride_h + p.pad_h) * p.kernel_w + x - j * p.stride_w + p.pad_w;
-          const V index = load_bytes(b.index + pixel * p.channels + c, int(rest < kLanes ? rest : kLanes));
-          const V grad = load_upto(static_cast<const T*>(b.grad.data) + pixel * b.grad.ld + c, rest);
-          const V above = where_gt(index, set(float(own) - 0.5f), grad, zero());
-          sum = add(sum, where_gt(set(float(own) + 0.5f), index, above, zero()));
-        }
-      store_upto(dx + c, sum, rest);
-    }
+      for (int i = 0; i < count; ++i) {
+        const V grad = lanes.get(grads + windows[i].pixel * b.grad.ld + c);
+        const uint8_t* index = b.index + windows[i].pixel * p.channels + c;
+        sum = add_where_byte(sum, grad, index, windows[i].position, lanes.count);
+      }
+      lanes.put(dx + c, sum);
+    });
   }
 }
 
