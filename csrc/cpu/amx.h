@@ -74,9 +74,9 @@ class OverlappedSink {
 
 // As multiply_tile. Rows of the last block beyond the tile's are computed from whatever the scratch holds,
 // and dropped.
-template <class Sink>
-void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const PackedView<PairWords>& b,
-                       int64_t first, int64_t last, const Sink& sink) {
+template <class Rows, class Sink>
+void amx_multiply_tile(const Rows& a, int64_t rows, const PackedView<PairWords>& b, int64_t first,
+                       int64_t last, const Sink& sink) {
   OverlappedSink<Sink> results(sink, b.words / kTileWords);
   const RowRun run{0, rows, rows};
   [[maybe_unused]] const TileSession session;
@@ -87,8 +87,8 @@ void amx_multiply_tile(const TileWriter<PairWords>& a, int64_t rows, const Packe
       with_block_shape(count, panels, [&](auto row_tiles, auto panel_tiles) {
         block_zero();
         for (int64_t word = 0; word < b.words; word += kTileWords) {
-          block_step<row_tiles, panel_tiles>(a.at(row, word), kTileWords, b.panel(panel) + word * kLanes,
-                                             kLanes, b.panel_stride());
+          block_step<row_tiles, panel_tiles>(a.at(row, word), a.row_words() * 4,
+                                             b.panel(panel) + word * kLanes, kLanes, b.panel_stride());
           results.advance();
         }
         results.finish();
@@ -113,7 +113,8 @@ inline void amx_accumulate_tile(const TileWriter<PairWords>& a, int64_t rows, co
       else
         block_zero();
       for (int64_t word = 0; word < words; word += kTileWords)
-        block_step<row_tiles, panel_tiles>(a.at(row, word), kTileWords, b + word * kLanes, kLanes, b_panel);
+        block_step<row_tiles, panel_tiles>(a.at(row, word), kTileWords * 4, b + word * kLanes, kLanes,
+                                           b_panel);
       block_store<row_tiles, panel_tiles>(block, kAmxBlock);
     });
 }
@@ -158,8 +159,8 @@ void amx_accumulate_weight_gradient(const Tile& dy, const Tile& a, float* dw, in
       with_block_shape(count, columns / kTileWords, [&](auto row_tiles, auto panel_tiles) {
         accumulate_block<row_tiles, panel_tiles>(count, dw + n * pitch + k, pitch, accumulate, [&] {
           for (int64_t row = 0; row < dy.rows(); row += kTileWords)
-            block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows(), a.at(row, k), kTileWords,
-                                               a.block_floats());
+            block_step<row_tiles, panel_tiles>(transposed.data() + row, dy.rows() * 4, a.at(row, k),
+                                               kTileWords, a.block_floats());
         });
       });
     }

@@ -272,7 +272,7 @@ class ConvWeightGradient {
       accumulate_block<row_tiles, panel_tiles>(rows, dw, row_floats(), add, [&] {
         for (int64_t line = 0; line < lines; ++line)
           for (int64_t q = 0; q < pixels; q += kTileWords)
-            block_step<row_tiles, panel_tiles>(a[line] + q * kAmxBlock, kTileWords, b[line] + q * b_step,
+            block_step<row_tiles, panel_tiles>(a[line] + q * kAmxBlock, kTileWords * 4, b[line] + q * b_step,
                                                b_step, kLanes);
       });
     });

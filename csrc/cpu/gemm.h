@@ -187,6 +187,8 @@ struct TileWriter {
   float* tile;
   int64_t rows;  // of the whole tile
 
+  static TileWriter in_scratch(int64_t rows, int64_t words);
+  static constexpr int64_t row_words() { return Layout::kPitch; }
   float* at(int64_t row, int64_t word) const {
     return tile + (word / Layout::kBlock * Layout::distance(rows) + row) * Layout::kPitch +
            word % Layout::kBlock;
@@ -210,6 +212,33 @@ int64_t tile_floats(int64_t rows, int64_t words) {
   using Layout = RowLayout<Words>;
   return ceil_div(words, Layout::kBlock) * Layout::distance(round_up(rows, 32)) * Layout::kPitch;
 }
+
+template <class Words>
+TileWriter<Words> TileWriter<Words>::in_scratch(int64_t rows, int64_t words) {
+  return {thread_scratch(size_t(tile_floats<Words>(rows, words))), rows};
+}
+
+// Words between neighbouring rows that are whole: an odd number of cache lines, so that no two rows of a
+// microtile fall on the same L1 set.
+inline int64_t odd_lines(int64_t words) {
+  const int64_t lines = ceil_div(words, 16);
+  return (lines + (lines % 2 == 0)) * 16;
+}
+
+#if FASTCNN_ISA_LEVEL >= 4
+// Whole rows one after the other, which AMX loads as well as a tile's: for what is written row by row.
+struct WholeRows {
+  float* rows;
+  int64_t pitch;
+
+  static WholeRows in_scratch(int64_t rows, int64_t words) {
+    const int64_t pitch = odd_lines(words);
+    return {thread_scratch(size_t((round_up(rows, 32) + 1) * pitch)), pitch};
+  }
+  float* at(int64_t row, int64_t word) const { return rows + row * pitch + word; }
+  int64_t row_words() const { return pitch; }
+};
+#endif
 
 }  // namespace
 }  // namespace fastcnn
@@ -238,9 +267,9 @@ void microtile_to(const float* a, const PackedView<Words>& b, int64_t panel, con
 
 // Multiplies rows [0, rows) of an A tile by panels [first, last) of B; sink(c, ldc, row, rows, column,
 // columns).
-template <class Words, class Sink>
-void multiply_tile(const TileWriter<Words>& a, int64_t rows, const PackedView<Words>& b, int64_t first,
-                   int64_t last, const Sink& sink) {
+template <class Rows, class Words, class Sink>
+void multiply_tile(const Rows& a, int64_t rows, const PackedView<Words>& b, int64_t first, int64_t last,
+                   const Sink& sink) {
 #if FASTCNN_ISA_LEVEL >= 4
   if constexpr (Words::kPerWord == 2) return amx_multiply_tile(a, rows, b, first, last, sink);
 #endif

@@ -29,8 +29,8 @@ inline int64_t column_splits(int64_t units, int64_t panels) {
   return threads == 1 || units >= 4 * threads ? 1 : wanted < most ? wanted : most;
 }
 
-// out = epilogue(A packed), A [pixels, k] made by fill(first, count, TileWriter), packed [k, n].
-template <class T, class Fill>
+// out = epilogue(A packed), A [pixels, k] made by fill(first, count, rows), packed [k, n].
+template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
 void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
                      const Fill& fill) {
   using Words = typename WordsOf<T>::type;
@@ -42,7 +42,7 @@ void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, c
   parallel_for(tiles * splits, [&](int64_t unit) {
     const int64_t tile = unit / splits, split = unit % splits, first = tile * rows;
     const int64_t count = pixels - first < rows ? pixels - first : rows;
-    const TileWriter<Words> a{thread_scratch(tile_floats<Words>(rows, b.words)), rows};
+    const Rows a = Rows::in_scratch(rows, b.words);
     fill(first, count, a);
     float* unit_sums = statistics.data() + tile * 3 * pitch;
     const StatisticsUnit sums{unit_sums, unit_sums + pitch, unit_sums + 2 * pitch};

@@ -47,19 +47,12 @@ struct LineUnits {
   int64_t begin_;
 };
 
-// Words between neighbouring pixels: an odd number of cache lines, so that no two rows of a microtile fall on
-// the same L1 set.
-inline int64_t stripe_pitch(int64_t words) {
-  const int64_t lines = ceil_div(words, 16);
-  return (lines + (lines % 2 == 0)) * 16;
-}
-
 template <class Words>
 class Stripe {
  public:
   // `columns` is the least number of output columns that a line must hold.
   Stripe(const StripeShape& s, int64_t words, int64_t columns)
-      : s_(s), pitch_(stripe_pitch(words)), columns_((columns - 1) * s.stride_w + s.span_w) {}
+      : s_(s), pitch_(odd_lines(words)), columns_((columns - 1) * s.stride_w + s.span_w) {}
 
   int64_t slot_floats() const { return columns_ * pitch_; }
   // An AMX tile may read up to 31 rows past the last pixel.

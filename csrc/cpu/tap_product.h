@@ -92,19 +92,21 @@ inline int64_t block_cost(int64_t rows) {
   return rows / kAmxBlock * 4 + (rows % kAmxBlock > kTileRows ? 4 : rows % kAmxBlock ? 3 : 0);
 }
 
-// Rows of the last block beyond the run are computed from whatever the stripe holds there, and dropped.
+// Rows are any number of bytes apart, and may overlap. Those of the last block beyond the run are computed
+// from whatever the stripe holds there, and dropped.
 template <class Sink>
-void amx_multiply_lines(const ImageLines& lines, int64_t a_row, const Taps& taps,
+void amx_multiply_lines(const ImageLines& lines, int64_t a_bytes, const Taps& taps,
                         const PackedView<PairWords>& b, int64_t panel, int64_t panels, const Sink& sink) {
   OverlappedSink<Sink> results(sink, taps.count * taps.words / kTileWords);
   [[maybe_unused]] const TileSession session;
   // Where lines lie a whole number of rows apart, the rows between them may be cheaper to compute than the
   // blocks that every line leaves unfilled: 14 of 16 pixels are one run of 16 a line.
-  const int64_t pitch = lines.step / a_row, whole = (lines.count - 1) * pitch + lines.pixels;
-  const bool joined = lines.step % a_row == 0 && block_cost(whole) < lines.count * block_cost(lines.pixels);
+  const int64_t pitch = lines.step * 4 / a_bytes, whole = (lines.count - 1) * pitch + lines.pixels;
+  const bool joined =
+      lines.step * 4 % a_bytes == 0 && block_cost(whole) < lines.count * block_cost(lines.pixels);
   const int64_t runs = joined ? 1 : lines.count, rows = joined ? whole : lines.pixels;
   for (int64_t i = 0; i < runs; ++i) {
-    const float* a = lines.first + i * lines.step;
+    const char* a = reinterpret_cast<const char*>(lines.first + i * lines.step);
     const RowRun run{lines.row + i * lines.pixels, lines.pixels, joined ? pitch : lines.pixels};
     for (int64_t q = 0; q < rows; q += kAmxBlock) {
       const int64_t count = rows - q < kAmxBlock ? rows - q : kAmxBlock;
@@ -112,7 +114,7 @@ void amx_multiply_lines(const ImageLines& lines, int64_t a_row, const Taps& taps
         block_zero();
         for (int64_t t = 0; t < taps.count; ++t)
           for (int64_t word = 0; word < taps.words; word += kTileWords) {
-            block_step<row_tiles, panel_tiles>(a + q * a_row + taps.offsets[t] + word, a_row,
+            block_step<row_tiles, panel_tiles>(a + q * a_bytes + (taps.offsets[t] + word) * 4, a_bytes,
                                                b.panel(panel) + (t * taps.words + word) * kLanes, kLanes,
                                                b.panel_stride());
             results.advance();
@@ -165,7 +167,8 @@ template <class Words, class Sink>
 void multiply_lines(const ImageLines& lines, int64_t a_row, const Taps& taps, const PackedView<Words>& b,
                     int64_t panel, int64_t panels, const Sink& sink) {
 #if FASTCNN_ISA_LEVEL >= 4
-  if constexpr (Words::kPerWord == 2) return amx_multiply_lines(lines, a_row, taps, b, panel, panels, sink);
+  if constexpr (Words::kPerWord == 2)
+    return amx_multiply_lines(lines, a_row * 4, taps, b, panel, panels, sink);
 #endif
   for (int64_t i = 0; i < lines.count; ++i)
     multiply_line(lines.first + i * lines.step, a_row, taps, lines.pixels, b, panel, panels, sink,

@@ -61,19 +61,12 @@ inline void store_two(float* p, V low, V high) {
   store(p + kLanes, high);
 }
 
-// kLanes elements as they are, or n of them and zeros after.
+// n elements as they are and zeros after, a vector of kCopied in all.
 template <class T>
-inline void copy_vector(T* out, const T* in) {
-  std::memcpy(static_cast<void*>(out), in, kLanes * sizeof(T));
-}
+constexpr int kCopied = int(sizeof(V) / sizeof(T));
 inline void copy_vector(float* out, const float* in, int n) { store(out, load(in, n)); }
 inline void copy_vector(bf16* out, const bf16* in, int n) {
-#if FASTCNN_ISA_LEVEL >= 2
-  const __m256i bits = _mm256_maskz_loadu_epi16(lane_mask(n), in);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bits);
-#else
-  for (int i = 0; i < kLanes; ++i) out[i] = i < n ? in[i] : bf16{0};
-#endif
+  store(reinterpret_cast<uint16_t*>(out), load_words(in, n));
 }
 
 // e^x by 2^n * p(r), |r| <= ln2 / 2; the polynomial is Cephes' expf (2 ulp). Overflow clamps below infinity.

@@ -41,14 +41,15 @@ class _Groups(NamedTuple):
 
 
 # Images and other inputs of less than 8 channels, whose patches are copied here, for 32 outputs or with a stride, a
-# training step: 0.45 to 0.9 from 10,000 output pixels on, all images together; below them 0.96 to 1.3.
+# training step: 0.45 to 1.0 from 10,000 output pixels on, all images together; below them 0.96 to 1.3. In bf16 on
+# AMX 1.0 to 2.4.
 _FEW_CHANNELS, _FEW_OUTPUTS, _MANY_PIXELS = 7, 32, 10_000
 
 
 class _Rules(NamedTuple):
     groups: dict[torch.dtype, _Groups]
     depthwise_bytes: Pair | None  # of outputs with nothing to fuse, at least and at most
-    few_channels: tuple[str, ...]  # instruction sets on which few channels are faster unfused
+    few_channels: dict[str, tuple[torch.dtype, ...]]  # instruction sets and dtypes in which those are faster unfused
 
 
 _RULES = {
@@ -62,7 +63,7 @@ _RULES = {
         # MobileNet-v2's and Xception's: 0.27 to 1.09, mostly 0.6 to 0.95. Below, torch's call costs more than it saves;
         # above, malloc gives memory back to the system after each call and torch takes 2.5 to 3.4 times as long.
         (1536 << 10, 32 << 20),
-        ("avx2",),
+        {"avx2": (torch.float32, torch.bfloat16)},
     ),
     "GenuineIntel": _Rules(
         {
@@ -72,7 +73,7 @@ _RULES = {
             torch.float32: _Groups(16, 196, strided=False),
         },
         None,  # 0.76 to 1.8, in the mean 1.3
-        ("avx512", "amx"),
+        {"avx512": (torch.float32, torch.bfloat16), "amx": (torch.float32,)},
     ),
 }
 
@@ -101,7 +102,7 @@ def faster_unfused(primitive: str, args: Sequence) -> str | None:
     isa = native.module().isa_active()
     if primitive == "depthwise_fwd":
         return _plain_depthwise(rules, *call) if isa in ISAS else None
-    reason = _few_channels(*call) if isa in rules.few_channels else None
+    reason = _few_channels(*call) if call[0].dtype in rules.few_channels.get(isa, ()) else None
     return _grouped(rules, *call) if reason is None and isa in ISAS else reason
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastcnn import backends, ops
 from fastcnn.ops.layout import conv_out_sizes
@@ -49,6 +51,9 @@ GEOMETRIES = [
     (5, 9, 270, 10, 9, (5, 5), (3, 2), (1, 0), (1, 2), 1),
     (40, 65, 12, 9, 9, (7, 7), ONE, (0, 0), ONE, 1),
     (2, 208, 18, 11, 10, (9, 9), (1, 2), (0, 1), ONE, 1),  # taps in blocks
+    (2, 3, 64, 40, 70, (7, 7), (2, 2), (3, 3), ONE, 1),  # ImageNet's stem, more pixels than a block
+    (3, 6, 40, 33, 34, (11, 11), (4, 4), (2, 2), ONE, 1),  # a kernel row longer than a tile's
+    (2, 7, 130, 9, 45, (3, 5), ONE, (1, 2), (2, 1), 1),
 ]
 
 
@@ -84,6 +89,34 @@ def backward_args(geometry, variant, needs, dtype=torch.float32, residual=False)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_forward(geometry, variant, dtype, backend, poison):
     cases.check("conv2d_fwd", forward_args(geometry, variant, dtype), backend)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_fuzz_few_channels(data: st.DataObject) -> None:
+    draw = lambda lo, hi: data.draw(st.integers(lo, hi))  # noqa: E731
+    kernel, dilation = (draw(1, 9), draw(1, 9)), (draw(1, 2), draw(1, 3))
+    padding = draw(0, 4), draw(0, 4)
+    size = [max(1, d * (k - 1) + 1 - 2 * p) + draw(0, 40) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    geometry = (draw(1, 3), draw(1, 7), draw(1, 80), *size, kernel, (draw(1, 3), draw(1, 3)), padding, dilation, 1)
+    dtype, variant = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FORWARD))
+    cases.check("conv2d_fwd", forward_args(geometry, variant, dtype), "cpu")
+    cases.check("conv2d_bwd", backward_args(geometry, "full", (False, True, False), dtype), "cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[11], GEOMETRIES[-3]])
+def test_what_is_not_finite_stays_in_its_windows(geometry, dtype, value, backend) -> None:
+    if backend == "unfused":
+        pytest.skip("torch's own multiplies what lies beyond a window by zeros")
+    x, weight, *rest = forward_args(geometry, "plain", dtype)
+    x[0, 0, 5, 7] = value
+    with backends.force(backend):
+        y = torch.ops.fastcnn.conv2d_fwd(x, weight, *rest)[0]
+    expected = F.conv2d(x.double(), weight.double(), None, *rest[7:10])
+    torch.testing.assert_close(y.isfinite(), expected.isfinite())
+    assert_close(y[y.isfinite()], expected[expected.isfinite()], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

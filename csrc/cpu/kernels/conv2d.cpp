@@ -6,33 +6,38 @@
 #include "cpu/epilogue.h"
 #include "cpu/group_stencil.h"
 #include "cpu/kernels.h"
+#include "cpu/merged_taps.h"
 #include "cpu/patch_rows.h"
 #include "cpu/product_forward.h"
 
 namespace fastcnn {
 namespace {
 
+// Patches are written where a product reads them, or copied there where its words are wider or lie in blocks.
 template <class T>
 void forward_by_patches(const Conv2dForward& p) {
   using Words = typename WordsOf<T>::type;
-  // A patch as it lies in memory is a row of words, unless those are wider; and of an A tile, unless it has a
-  // second block.
-  constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
   const int64_t k = p.shape.taps() * p.shape.channels;
-  const bool direct = kSameWords && k <= RowLayout<Words>::kBlock * Words::kPerWord;
+#if FASTCNN_ISA_LEVEL >= 4
+  if constexpr (Words::kPerWord == 2)
+    return product_forward<T, WholeRows>(
+        p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
+        [&](int64_t first, int64_t count, const WholeRows& a) {
+          PatchRows<T> patches(p.shape, p.x, p.prologue, reduction_words<Words>(k) * 2);
+          patches.write(first, count, reinterpret_cast<T*>(a.rows), a.pitch * 2);
+        });
+#endif
+  constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
   product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
-                     [&](int64_t first, int64_t count, const auto& a) {
-                       PatchRows<T> patches(p.shape, p.x, p.prologue, first);
-                       AlignedBuffer<T> patch(size_t(direct ? 1 : patch_elements(p.shape)));
-                       const float* words = reinterpret_cast<const float*>(patch.data());
+                     [&](int64_t first, int64_t count, const TileWriter<Words>& a) {
+                       PatchRows<T> patches(p.shape, p.x, p.prologue, padded_patch(p.shape));
+                       if (kSameWords && k <= kBlockWords * Words::kPerWord)
+                         return patches.write(first, count, reinterpret_cast<T*>(a.tile),
+                                              kRowWords * Words::kPerWord);
+                       AlignedBuffer<T> patch(size_t(patch_elements(p.shape)));
                        for (int64_t row = 0; row < count; ++row) {
-                         patches.next(direct ? reinterpret_cast<T*>(a.at(row, 0)) : patch.data());
-                         if (kSameWords && !direct)
-                           for (int64_t word = 0; word * Words::kPerWord < k; word += kLanes)
-                             store(a.at(row, word), load(words + word));
-                         else if (!direct)
-                           for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
-                         a.pad(row, k);
+                         patches.write(first + row, 1, patch.data(), 0);
+                         for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
                        }
                      });
 }
@@ -178,11 +183,14 @@ class ForwardByLines {
 
 void forward_dense(const Conv2dForward& p) {
   by_dtype(p.shape.dtype, &Kernels::conv2d_forward, p, [&](auto t) {
+#if FASTCNN_ISA_LEVEL >= 4
+    if (merges_taps(p.shape)) return ForwardByMergedTaps(p).run();
+#endif
     takes_patches(p.shape) ? forward_by_patches<decltype(t)>(p) : ForwardByLines<decltype(t)>(p).run();
   });
 }
 
-// Where patches are copied the reduction is dense: one tap of taps x channels.
+// Where patches are copied the reduction is dense: one tap of taps x channels, or one per kernel row.
 MatrixSource packing(const Conv2dShape& s, const Conv2dWeight& w) {
   MatrixSource m;
   m.n = s.n;
@@ -190,16 +198,18 @@ MatrixSource packing(const Conv2dShape& s, const Conv2dWeight& w) {
   m.data = w.data;
   m.stride_n = w.stride_n;
   m.stride_k = w.stride_c;
-  m.k = takes_patches(s) ? s.taps() * s.channels : s.channels;
-  if (takes_patches(s)) return m;
+  m.k = merges_taps(s) ? s.kernel_w * s.channels : takes_patches(s) ? s.taps() * s.channels : s.channels;
+  if (takes_patches(s) && !merges_taps(s)) return m;
   m.taps_h = s.kernel_h;
-  m.taps_w = s.kernel_w;
   m.stride_tap_h = w.stride_h;
+  if (merges_taps(s)) return m;
+  m.taps_w = s.kernel_w;
   m.stride_tap_w = w.stride_w;
   return m;
 }
 
 int64_t dense_packed_bytes(const Conv2dShape& s) {
+  if (merges_taps(s)) return kernels().packed_bytes(s.kernel_w * s.channels, s.n, s.dtype) * s.kernel_h;
   if (takes_patches(s)) return kernels().packed_bytes(s.taps() * s.channels, s.n, s.dtype);
   return kernels().packed_bytes(s.channels, s.n, s.dtype) * s.taps();
 }

@@ -155,10 +155,10 @@ void weight_gradient_by_patches(const Conv2dBackward& p) {
     const int64_t begin = chunk * chunk_rows, end = begin + chunk_rows < pixels ? begin + chunk_rows : pixels;
     const int64_t patch = patch_elements(s);
     AlignedBuffer<T> patches(size_t(kTilePixels * patch));
-    PatchRows<T> rows(s, p.input.x, p.input.affine, begin);
+    PatchRows<T> rows(s, p.input.x, p.input.affine, padded_patch(s));
     for (int64_t first = begin; first < end; first += kTilePixels) {
       const int64_t count = end - first < kTilePixels ? end - first : kTilePixels;
-      for (int64_t row = 0; row < count; ++row) rows.next(patches.data() + row * patch);
+      rows.write(first, count, patches.data(), patch);
       const WgradTile<Words> dy(thread_scratch(wgrad_floats<Words>(kTilePixels, s.n, k)), count, s.n);
       const WgradTile<Words> a(dy.end(), count, k);
       with_gradient<T>(p.gradient, s.n, [&](const auto& gradient) {
