@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from fastcnn.ops import avg_pool2d
-from fastcnn.ops.validation import pair
+from fastcnn.ops.layout import conv_out_sizes
+from fastcnn.ops.validation import Pair, pair
 
 
 class AvgPool2d(nn.AvgPool2d):
@@ -15,9 +18,20 @@ class AvgPool2d(nn.AvgPool2d):
     batch) is torch's own.
     """
 
+    def is_plain(self) -> bool:
+        """Whether the kernels have this kind of pooling."""
+        return not self.ceil_mode and self.divisor_override is None
+
+    def _window(self) -> tuple[Pair, Pair, Pair]:
+        kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
+        return kernel, stride, pair(self.padding, "padding", 0)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """The output's [N, C, P, Q] for an input's [N, C, H, W], where the kernels make it."""
+        return *shape[:2], *conv_out_sizes(shape[2:], *self._window())
+
     def forward(self, x: Tensor) -> Tensor:
         """The mean of every window."""
-        if self.ceil_mode or self.divisor_override is not None or x.dim() != 4 or x.numel() == 0:
+        if not self.is_plain() or x.dim() != 4 or x.numel() == 0:
             return super().forward(x)
-        kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
-        return avg_pool2d(x, kernel, stride, pair(self.padding, "padding", 0), self.count_include_pad)
+        return avg_pool2d(x, *self._window(), self.count_include_pad)

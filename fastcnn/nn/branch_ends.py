@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn.nn.folded import FoldedChain
+from fastcnn.nn.folded_average import FoldedAverage
 from fastcnn.nn.fused import Unit, has_hooks, output_shape, run_units
 from fastcnn.nn.max_pool2d import MaxPool2d
 from fastcnn.ops.channel_join import channel_slices, check_sizes, is_traced, join_channels, new_buffer
@@ -29,7 +30,7 @@ class End(NamedTuple):
         layer = self.layer
         if not isinstance(layer, nn.Module):
             shape = output_shape(self.x, layer)
-        elif type(layer) is FoldedChain:
+        elif type(layer) in (FoldedChain, FoldedAverage):
             shape = layer.output_shape(self.x.shape)
         elif type(layer) is MaxPool2d and layer.is_fused(self.x) and not has_hooks(layer):
             shape = layer.output_shape(self.x)

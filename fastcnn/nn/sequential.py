@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastcnn.nn.basic_conv2d import BasicConv2d
 from fastcnn.nn.folded import FoldedActivation, FoldedChain, folding_of
+from fastcnn.nn.folded_average import fold_average
 from fastcnn.nn.fused import ACTIVATIONS, BATCH_NORMS, Unit, activation_name, convolutions, is_foldable, run_units
 from fastcnn.nn.sync_batch_norm import SyncBatchNorm2d
 
@@ -101,8 +102,15 @@ def fold_layers(layers: Iterable[nn.Module], dtype: torch.dtype | None) -> nn.Se
 
 def fold_segments(parts: Iterable[Segment], dtype: torch.dtype | None) -> nn.Sequential | None:
     """The inference form of segments one after the other, or None where one has none."""
-    folded = []
-    for segment in parts:
+    folded, parts = [], list(parts)
+    while parts:
+        segment, *parts = parts
+        if isinstance(segment, nn.Module) and parts and not isinstance(parts[0], nn.Module):
+            average = fold_average(segment, parts[0], dtype)
+            if average is not None:
+                folded.append(average)
+                parts[:1] = [parts[0][1:]] if parts[0][1:] else []
+                continue
         fold = fold_module if isinstance(segment, nn.Module) else fold_units
         folded.append(fold(segment, dtype))
         if folded[-1] is None:
