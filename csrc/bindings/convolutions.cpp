@@ -1,4 +1,6 @@
 // Convolutions.
+#include <optional>
+
 #include "bindings/arguments.h"
 
 namespace fastcnn {
@@ -107,9 +109,11 @@ void bind_conv2d(py::module_& m) {
     kernels().conv2d_pack(s, w, reinterpret_cast<void*>(packed));
   });
   m.def("conv2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
-                             Pointer packed, const py::tuple& e) {
+                             Pointer packed, const py::tuple& e, const std::optional<py::tuple>& mask) {
     Conv2dForward p{conv2d_shape(shape), activations(x, x_ld), affine(prologue),
                     reinterpret_cast<const void*>(packed), epilogue(e)};
+    const DropoutMask own = mask ? dropout_mask(*mask) : DropoutMask();
+    if (mask) p.epilogue.mask = &own;
     launch(kernels().conv2d_forward, p);
   });
   m.def("conv2d_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input,

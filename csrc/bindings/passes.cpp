@@ -143,21 +143,6 @@ void bind_local_response_norm(py::module_& m) {
   });
 }
 
-// (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
-DropoutMask dropout_mask(const py::tuple& t) {
-  DropoutMask m;
-  m.rows = t[0].cast<int64_t>();
-  m.channels = t[1].cast<int64_t>();
-  m.rows_per_sample = t[2].cast<int64_t>();
-  m.unit = t[3].cast<int>();
-  m.threshold = t[4].cast<uint64_t>();
-  m.scale = t[5].cast<float>();
-  const auto* seed = reinterpret_cast<const uint64_t*>(t[6].cast<Pointer>());
-  m.seed = seed[0];
-  m.offset = seed[1];
-  return m;
-}
-
 void bind_dropout(py::module_& m) {
   m.def("dropout_forward", [](const py::tuple& mask, int dtype, Pointer x, Pointer bias, int act,
                               Pointer residual, Pointer out) {

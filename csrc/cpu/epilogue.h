@@ -1,6 +1,7 @@
 // What is done to results as they are stored, a vector of channels at a time.
 #pragma once
 
+#include "cpu/dropout_bits.h"
 #include "cpu/prologue.h"
 #include "cpu/statistics.h"
 
@@ -48,10 +49,11 @@ struct StoreSink : RegisterSink {
         opens(opens),
         bounds(epilogue.affine.act) {}
 
-  bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= channels; }
+  bool takes(int64_t column, int64_t columns) const { return !e.mask && is_whole(column, columns); }
 
   void operator()(float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
-    if (columns == 2 * kLanes && takes(column, columns) && !e.residual.data)
+    if (e.mask) drop(*e.mask, c, ldc, first + row, rows, column, columns);
+    if (columns == 2 * kLanes && is_whole(column, columns) && !e.residual.data)
       return e.affine.is_identity() ? two_vectors<false>(c, ldc, row, rows, column)
                                     : two_vectors<true>(c, ldc, row, rows, column);
     store_block<T>(e, channels, c, ldc, first + row, rows, column, columns);
@@ -124,6 +126,10 @@ struct StoreSink : RegisterSink {
   }
 
  private:
+  bool is_whole(int64_t column, int64_t columns) const {
+    return bounds.simple && column + columns <= channels;
+  }
+
   template <int kRows, int kVectors>
   void add_statistics(V (&acc)[kRows][kVectors], int v, int64_t at, bool open) const {
     const V base = open ? acc[0][v] : load(sums->shift + at);

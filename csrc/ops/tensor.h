@@ -25,8 +25,11 @@ struct ScaleShiftAct {
   bool is_identity() const { return !scale && !shift && act == 0; }
 };
 
+struct DropoutMask;
+
 // What happens to results before they are stored at out[pixel * out_ld + channel].
 struct Epilogue {
+  const DropoutMask* mask = nullptr;  // of elements of [pixels, channels], before everything else
   ScaleShiftAct affine;
   bool act_last = false;  // the activation comes after the residual
   Activations residual;

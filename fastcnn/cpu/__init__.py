@@ -20,7 +20,7 @@ from fastcnn.cpu.affine_act import (
 from fastcnn.cpu.arguments import floats
 from fastcnn.cpu.avg_pool2d import avg_pool2d_bwd, avg_pool2d_fwd
 from fastcnn.cpu.capsule_routing import capsule_routing_bwd, capsule_routing_fwd
-from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_fwd, conv2d_into, pack_conv2d
+from fastcnn.cpu.conv2d import conv2d_bwd, conv2d_dropout_into, conv2d_fwd, conv2d_into, pack_conv2d
 from fastcnn.cpu.dense_block import widened
 from fastcnn.cpu.depthwise_conv2d import depthwise_bwd, depthwise_fwd
 from fastcnn.cpu.dropout import dropout_bwd, dropout_fwd, dropout_inplace
@@ -34,11 +34,11 @@ from fastcnn.cpu.squash import squash_bwd, squash_fwd
 
 __all__ = [
     "PackedWeight", "affine_act_dgrad", "affine_act_fwd", "affine_act_into", "affine_act_sums", "avg_pool2d_bwd",
-    "avg_pool2d_fwd", "capsule_routing_bwd", "capsule_routing_fwd", "channel_statistics", "conv2d_bwd", "conv2d_fwd",
-    "conv2d_into", "depthwise_bwd", "depthwise_fwd", "dropout_bwd", "dropout_fwd", "dropout_inplace",
-    "inverted_residual_fwd", "local_response_norm_bwd", "local_response_norm_fwd", "max_pool2d_bwd", "max_pool2d_fwd",
-    "max_pool2d_into", "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_bwd_into", "pointwise_fwd",
-    "pointwise_into", "residual_act_bwd", "separable_fwd", "squash_bwd", "squash_fwd", "widened",
+    "avg_pool2d_fwd", "capsule_routing_bwd", "capsule_routing_fwd", "channel_statistics", "conv2d_bwd",
+    "conv2d_dropout_into", "conv2d_fwd", "conv2d_into", "depthwise_bwd", "depthwise_fwd", "dropout_bwd", "dropout_fwd",
+    "dropout_inplace", "inverted_residual_fwd", "local_response_norm_bwd", "local_response_norm_fwd", "max_pool2d_bwd",
+    "max_pool2d_fwd", "max_pool2d_into", "pack_conv2d", "pack_pointwise", "pointwise_bwd", "pointwise_bwd_into",
+    "pointwise_fwd", "pointwise_into", "residual_act_bwd", "separable_fwd", "squash_bwd", "squash_fwd", "widened",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -11,11 +11,14 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, source
+from fastcnn.ops.activations import NONE
+from fastcnn.ops.dropout import ELEMENT, threshold
 from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 from fastcnn.ops.registry import Mutable
 
 Pair = tuple[int, int]
 _ONE = (1, 1)
+_STORE = (None, None, NONE, None)
 
 
 def _weight(weight: Tensor) -> tuple:
@@ -43,6 +46,25 @@ def _shape(x: Tensor, n: int, kernel, stride: Pair, padding: Pair, dilation: Pai
     return (
         images, channels, n, h, w, out_h, out_w, groups, *kernel, *stride, *padding, *dilation, DTYPE_CODES[x.dtype]
     )  # fmt: skip
+
+
+def _forward(
+    out: Tensor, x: Tensor, weight: Tensor | PackedWeight, head: tuple, tail: tuple, where: tuple, mask: tuple | None,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The convolution into ``out``, with a DropoutMask or None. Returns mean, var."""
+    (in_scale, in_shift, in_act), (out_scale, out_shift, out_act, residual) = head, tail
+    x = to_nhwc(x)
+    residual = None if residual is None else to_nhwc(residual)
+    in_scale, in_shift, out_scale, out_shift = map(floats, (in_scale, in_shift, out_scale, out_shift))
+    n, _, *kernel = weight.shape
+    mean, var = statistics(n, stats, x)
+    packed = weight.bytes() if isinstance(weight, PackedWeight) else _pack(weight, where[-1], x.dtype)
+    native.module().conv2d_forward(
+        _shape(x, n, kernel, *where), x.data_ptr(), pixel_stride(x), (pointer(in_scale), pointer(in_shift), in_act),
+        packed.data_ptr(), epilogue(out_scale, out_shift, out_act, residual, out, mean if stats else None, var), mask,
+    )  # fmt: skip
+    return mean, var
 
 
 def conv2d_fwd(
@@ -90,18 +112,31 @@ def conv2d_into(
     stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """As fastcnn.ops.conv2d.conv2d_into; the weight may be packed (by pack_conv2d)."""
-    x = to_nhwc(x)
-    residual = None if residual is None else to_nhwc(residual)
-    in_scale, in_shift, out_scale, out_shift = map(floats, (in_scale, in_shift, out_scale, out_shift))
-    n, _, *kernel = weight.shape
-    mean, var = statistics(n, stats, x)
-    packed = weight.bytes() if isinstance(weight, PackedWeight) else _pack(weight, groups, x.dtype)
-    native.module().conv2d_forward(
-        _shape(x, n, kernel, stride, padding, dilation, groups), x.data_ptr(), pixel_stride(x),
-        (pointer(in_scale), pointer(in_shift), in_act), packed.data_ptr(),
-        epilogue(out_scale, out_shift, out_act, residual, out, mean if stats else None, var),
-    )  # fmt: skip
-    return mean, var
+    tail = out_scale, out_shift, out_act, residual
+    return _forward(
+        out, x, weight, (in_scale, in_shift, in_act), tail, (stride, padding, dilation, groups), None, stats
+    )
+
+
+def conv2d_dropout_into(
+    out: Mutable,
+    x: Tensor,
+    weight: Tensor,
+    in_scale: Tensor | None,
+    in_shift: Tensor | None,
+    in_act: int,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    p: float,
+    scale: float,
+    seed: Tensor,
+    stats: bool,
+) -> tuple[Tensor, Tensor]:
+    """As fastcnn.ops.conv2d_dropout.conv2d_dropout_into."""
+    n, c, h, w = out.shape
+    mask = (n * h * w, c, h * w, ELEMENT, threshold(p), scale, seed.data_ptr())
+    return _forward(out, x, weight, (in_scale, in_shift, in_act), _STORE, (stride, padding, dilation, 1), mask, stats)
 
 
 def conv2d_bwd(

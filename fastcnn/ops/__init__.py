@@ -3,7 +3,7 @@
 ``conv_chain`` is the unit that all others are written in; the primitives are torch.ops.fastcnn.<name>.
 """
 
-from fastcnn.ops import affine_act
+from fastcnn.ops import affine_act, conv2d_dropout
 from fastcnn.ops.avg_pool2d import avg_pool2d
 from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
@@ -30,6 +30,7 @@ __all__ = [
     "avg_pool2d",
     "capsule_votes_routing",
     "conv2d",
+    "conv2d_dropout",
     "conv_bn_act",
     "conv_chain",
     "dense_block",

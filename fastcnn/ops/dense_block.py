@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastcnn.ops import activations
-from fastcnn.ops.affine_act import copy_into
 from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.dropout import ELEMENT, distribution, key_of
 from fastcnn.ops.known_statistics import remember_statistics
@@ -112,13 +111,11 @@ class _Statistics:
 
 def _write_slice(out: Tensor, mid: Tensor, weight: Tensor, pre: Applied, act: int, how, key, stats: bool):
     """The 3x3 convolution into its slice, with dropout where there is a key; the slice's statistics."""
-    head, where = (pre.scale, pre.shift, act), (_ONE, _ONE, _ONE, 1)
+    head = pre.scale, pre.shift, act
     if key is None:
-        return ops.conv2d_into(out, mid, weight, *head, *_STORE, *where, stats)
-    y, _, _ = ops.conv2d_fwd(mid, weight, *head, *_STORE, *where, False)
-    ops.dropout_inplace(y, *how, key)
-    copy_into(out, y)
-    return ops.channel_statistics(out) if stats else (None, None)
+        return ops.conv2d_into(out, mid, weight, *head, *_STORE, _ONE, _ONE, _ONE, 1, stats)
+    p, scale, _ = how
+    return ops.conv2d_dropout_into(out, mid, weight, *head, _ONE, _ONE, _ONE, p, scale, key, stats)
 
 
 def _forward(x: Tensor, kinds, stages: Sequence[_Stage], drop: Dropout, statistics: _Statistics | None, finish: bool):

@@ -10,6 +10,7 @@ from fastcnn.triton.capsule_routing import capsule_routing_fwd
 from fastcnn.triton.capsule_routing_bwd import capsule_routing_bwd
 from fastcnn.triton.conv2d import conv2d_fwd, conv2d_into
 from fastcnn.triton.conv2d_bwd import conv2d_bwd
+from fastcnn.triton.conv2d_dropout import conv2d_dropout_into
 from fastcnn.triton.dense_block import widened
 from fastcnn.triton.depthwise_conv2d import depthwise_fwd
 from fastcnn.triton.depthwise_conv2d_bwd import depthwise_bwd
@@ -33,6 +34,7 @@ __all__ = [
     "capsule_routing_fwd",
     "channel_statistics",
     "conv2d_bwd",
+    "conv2d_dropout_into",
     "conv2d_fwd",
     "conv2d_into",
     "depthwise_bwd",

@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MATRIX_PRODUCTS = frozenset(
     {
         "pointwise_fwd", "pointwise_into", "pointwise_bwd", "pointwise_bwd_into", "conv2d_fwd", "conv2d_into",
-        "conv2d_bwd", "separable_fwd", "inverted_residual_fwd",
+        "conv2d_dropout_into", "conv2d_bwd", "separable_fwd", "inverted_residual_fwd",
     }
 )  # fmt: skip
 # Where the input is in a primitive that takes the gradient, or what it writes to, first.
@@ -33,6 +33,7 @@ _INPUT = {
     **dict.fromkeys(("pointwise_bwd", "conv2d_bwd", "depthwise_bwd"), 6),
     **dict.fromkeys(("affine_act_sums", "avg_pool2d_bwd", "capsule_routing_bwd", "squash_bwd"), 1),
     **dict.fromkeys(("local_response_norm_bwd", "affine_act_into", "pointwise_into", "conv2d_into"), 1),
+    "conv2d_dropout_into": 1,
 }
 
 # Offsets within an image are 32-bit; images and rows of pixels start at 64-bit offsets.

@@ -278,6 +278,10 @@ def test_slices(backend, dtype, channels):
     x, out = laid_out(on_grid(2, 24, 6, 7, dtype=dtype), "slice"), torch.zeros(2, channels, 6, 7, dtype=dtype)
     head = (*affine(24), RELU)
     into("conv2d_into", out, (x, weight(channels, 24, 3, 3), *head, *none, *where, True), backend)
+    seed = torch.tensor([channels, 5])
+    dropped = (x, weight(channels, 24, 3, 3), *head, *where[:3], 0.4, 1 / 0.6, seed, True)
+    into("conv2d_dropout_into", out, dropped, backend)
+    into("conv2d_dropout_into", out, (*dropped[:8], 1.0, 1.0, seed, False), backend)
     into("pointwise_into", out, (x, weight(channels, 24, 1, 1), *head, *none, (1, 1), True), backend)
     into("affine_act_into", out, (on_grid(2, channels, 6, 7, dtype=dtype), *affine(channels), RELU, None), backend)
 

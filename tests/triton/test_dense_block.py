@@ -44,6 +44,8 @@ def test_slices(channels, dtype, device):
     out = torch.full((2, channels, 6, 7), torch.nan, dtype=dtype)
     head, tail = (*affine(24), RELU), (*affine(channels), RELU, on_grid(2, channels, 6, 7, dtype=dtype))
     into("conv2d_into", out, (x, weight(channels, 24, 3, 3), *head, *tail, *WHERE, False), device)
+    dropped = (x, weight(channels, 24, 3, 3), *head, *WHERE[:3], 0.4, 1 / 0.6, torch.tensor([channels, 5]))
+    into("conv2d_dropout_into", out, (*dropped, False), device)
     into("pointwise_into", out, (x, weight(channels, 24, 1, 1), *head, *tail, (1, 1), False), device)
     into("affine_act_into", out, (on_grid(2, channels, 6, 7, dtype=dtype), *affine(channels), RELU, tail[3]), device)
     # Means of large values: those around zero have no digits of their own.

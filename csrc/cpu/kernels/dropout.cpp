@@ -1,62 +1,15 @@
 // Inverted dropout, forward and backward: one pass over memory, the mask drawn on the way.
 #include "cpu/by_dtype.h"
+#include "cpu/dropout_bits.h"
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
 #include "cpu/parallel.h"
-#include "cpu/philox.h"
 #include "cpu/statistics.h"
 
 namespace fastcnn {
 namespace {
 
-constexpr int64_t kStretch = 8192;
-// Draws are made in short pieces: the processor fetches the next lines of x while it draws.
-constexpr int64_t kPiece = 512;
 constexpr int64_t kMostChunks = 64;  // of the bias gradient's rows
-
-// Which elements of a stretch stay.
-class KeptBits {
- public:
-  explicit KeptBits(const DropoutMask& mask) : m_(mask), philox_(mask.seed, mask.offset) {}
-
-  // For elements of `row` from channel c on, `count` of them or fewer; returns how many.
-  int64_t draw(int64_t row, int64_t c, int64_t count) {
-    const bool sample = m_.unit == kDropSample, element = m_.unit == kDropElement;
-    const int64_t first = m_.first_draw(row) + (sample ? 0 : c), wanted = element || sample ? 1 : count;
-    // The rows of a sample share their draws, and short rows a piece.
-    if (first < first_ || first + wanted > end_) make(first, element ? kPiece - first % kPiece : wanted);
-    if (sample) all_ = bits_[0] >> first % kDrawsPerBlock & 1 ? ~0u : 0u;
-    bit_ = first - first_ / kDrawsPerBlock * kDrawsPerBlock;
-    return element && end_ - first < count ? end_ - first : count;
-  }
-
-  // Bits of the elements from the i-th of the stretch on.
-  uint32_t from(int64_t i) const {
-    if (m_.unit == kDropSample) return all_;
-    const uint32_t* at = bits_ + (bit_ + i) / kDrawsPerBlock;
-    return uint32_t((uint64_t(at[1]) << 32 | at[0]) >> (bit_ + i) % kDrawsPerBlock);
-  }
-
- private:
-  void make(int64_t first, int64_t draws) {
-    first_ = first;
-    end_ = first + draws;
-    const int64_t begin = first / kDrawsPerBlock, last = (end_ - 1) / kDrawsPerBlock;
-    const bool none = m_.threshold >> 32;
-    for (int64_t block = begin; block <= last; block += Philox::kBlocks)
-      if (none)
-        std::memset(bits_ + (block - begin), 0, Philox::kBlocks * sizeof(uint32_t));
-      else
-        philox_.at_least(block, uint32_t(m_.threshold), bits_ + (block - begin));
-  }
-
-  const DropoutMask& m_;
-  const Philox philox_;
-  int64_t first_ = 0, end_ = 0;  // draws whose bits are here
-  int64_t bit_ = 0;              // of the stretch's first element
-  uint32_t all_ = 0;
-  uint32_t bits_[kStretch / kDrawsPerBlock + 1 + Philox::kBlocks];
-};
 
 // f(row, c, count) for the stretches of elements [begin, end), each with its bits in `kept`.
 template <class F>
