@@ -53,20 +53,24 @@ void bind_affine_act(py::module_& m) {
 }
 
 // (images, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dtype)
-MaxPool2dForward max_pool2d_geometry(const py::tuple& t) {
+MaxPool2dForward max_pool2d_geometry(const py::tuple& t, bool indexed) {
   MaxPool2dForward p;
   int64_t* sizes[] = {&p.images, &p.channels, &p.in_h, &p.in_w, &p.out_h, &p.out_w};
   int* geometry[] = {&p.kernel_h, &p.kernel_w, &p.stride_h, &p.stride_w, &p.pad_h, &p.pad_w};
   for (int i = 0; i < 6; ++i) *sizes[i] = t[i].cast<int64_t>();
   for (int i = 0; i < 6; ++i) *geometry[i] = t[6 + i].cast<int>();
   p.dtype = dtype_of(t[12].cast<int>());
+  if (2 * p.pad_h > p.kernel_h || 2 * p.pad_w > p.kernel_w)
+    throw std::invalid_argument("max_pool2d: a window lies wholly in the padding");
+  if (p.kernel_h * p.kernel_w > kMostPositions && indexed)
+    throw std::invalid_argument("max_pool2d: a window of more positions than a byte tells apart");
   return p;
 }
 
 void bind_max_pool2d(py::module_& m) {
   m.def("max_pool2d_forward",
         [](const py::tuple& shape, Pointer x, int64_t x_ld, Pointer out, int64_t out_ld, Pointer index) {
-          MaxPool2dForward p = max_pool2d_geometry(shape);
+          MaxPool2dForward p = max_pool2d_geometry(shape, index != 0);
           p.x = activations(x, x_ld);
           p.out = reinterpret_cast<void*>(out);
           p.out_ld = out_ld;
@@ -76,7 +80,7 @@ void bind_max_pool2d(py::module_& m) {
   m.def("max_pool2d_backward",
         [](const py::tuple& shape, Pointer grad, int64_t grad_ld, Pointer index, Pointer dx, int64_t dx_ld) {
           MaxPool2dBackward p;
-          p.geometry = max_pool2d_geometry(shape);
+          p.geometry = max_pool2d_geometry(shape, true);
           p.grad = activations(grad, grad_ld);
           p.index = reinterpret_cast<const uint8_t*>(index);
           p.dx = reinterpret_cast<void*>(dx);

@@ -25,7 +25,8 @@ inline bool gathers_rows(const Conv2dShape& s, int64_t words) {
   return s.taps() > 1 && (s.out_w < kFullLine || s.taps() * words > kMostPanelWords);
 }
 
-// Few input channels make short taps: whole patches are then copied into A tiles (patch_rows.h).
+// Few input channels make short taps: whole patches are then copied into A tiles (patch_rows.h), or on AMX
+// kernel rows read as one tap each (merged_taps.h).
 constexpr int64_t kPatchChannels = 8;
 inline bool takes_patches(const Conv2dShape& s) { return s.channels < kPatchChannels && s.taps() > 1; }
 

@@ -16,6 +16,7 @@ inline int64_t merged_taps_k(const Conv2dShape& s) {
   return round_up(s.kernel_w * s.channels, 2 * kTileWords);
 }
 
+// Packed weights are laid out by this, and know neither stride nor dilation: it must not depend on them.
 // Patches have fewer steps, of 23 ns per pair of panels and 32 pixels, where a run fills little of its steps;
 // copying them takes 32 x 1.6 ns per kernel row.
 inline bool merges_taps(const Conv2dShape& s) {
@@ -36,6 +37,9 @@ inline bool all_finite(const bf16* p, int64_t count) {
   return found == 0;
 }
 
+// Lines are cheap to fill twice, and a single image of 32 x 32 should be more than one unit.
+constexpr int64_t kMergedUnitPixels = kUnitPixels / 2;
+
 class ForwardByMergedTaps {
  public:
   explicit ForwardByMergedTaps(const Conv2dForward& p)
@@ -45,7 +49,7 @@ class ForwardByMergedTaps {
         columns_((stripe_.columns - 1) * stripe_.stride_w + stripe_.span_w),
         line_floats_(round_up(columns_ * s_.channels + 2 * kTileWords, 2 * kTileWords) / 2),
         words_(merged_taps_k(s_) / 2),
-        units_(stripe_, line_floats_ * 4, kStripeBytes),
+        units_(stripe_, line_floats_ * 4, kStripeBytes, 0, -1, kMergedUnitPixels),
         b_(p.packed_weight, s_.kernel_h * words_ * 2),
         panels_(ceil_div(s_.n, kLanes)),
         pitch_(panels_ * kLanes),
@@ -78,7 +82,7 @@ class ForwardByMergedTaps {
   }
 
   void multiply_lines_of(int64_t line, int64_t count, int64_t row, const StoreSink<bf16>& sink) {
-    const int64_t slots = stripe_.slots(count), elements = slots * line_floats_ * 2;
+    const int64_t slots = (count - 1) * s_.stride_h + stripe_.span_h, elements = slots * line_floats_ * 2;
     // A tile may read up to 31 rows past the last pixel.
     const int64_t pixel = s_.stride_w * s_.channels, beyond = kAmxBlock * pixel + 2 * kTileWords;
     float* memory = thread_scratch(size_t(slots * line_floats_ + beyond));
@@ -99,16 +103,16 @@ class ForwardByMergedTaps {
 
   // The same sums without what lies beyond a run: patches with every kernel row's at a step of its own.
   void multiply_patches(const ImageLines& lines, int64_t pixel, const StoreSink<bf16>& sink) const {
-    const int64_t words = s_.kernel_h * words_, pitch = odd_lines(words), whole = 0;
+    const int64_t words = s_.kernel_h * words_, pitch = odd_lines(words), only_tap = 0;
     AlignedBuffer<float> patches(size_t((lines.count * lines.pixels + kAmxBlock) * pitch));
-    std::memset(patches.data(), 0,
-                size_t(lines.count * lines.pixels * pitch) * 4);  // what runs leave of a step
+    if (s_.dilation_w > 1)  // what runs of single taps leave of a step
+      std::memset(patches.data(), 0, size_t(lines.count * lines.pixels * pitch) * 4);
     const PatchRuns runs(s_, s_.dilation_h * line_floats_ * 2, words_ * 2);
     for (int64_t i = 0; i < lines.count; ++i)
       copy_patches(reinterpret_cast<const bf16*>(lines.first + i * lines.step), pixel, runs, lines.pixels,
                    reinterpret_cast<bf16*>(patches.data() + i * lines.pixels * pitch), pitch * 2, words * 2);
     multiply_panels({patches.data(), lines.pixels * pitch, lines.count, lines.pixels, lines.row}, pitch * 4,
-                    {&whole, 1, words}, sink);
+                    {&only_tap, 1, words}, sink);
   }
 
   void multiply_panels(const ImageLines& lines, int64_t row_bytes, const Taps& taps,

@@ -33,10 +33,11 @@ struct StripeShape {
 struct LineUnits {
   int64_t total, count;
 
-  LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1)
+  LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1,
+            int64_t most_pixels = kUnitPixels)
       : total(end < 0 ? s.total_lines() : end - begin), begin_(begin) {
     int64_t most = 1;
-    while (most < total && (most + 1) * s.columns <= kUnitPixels && s.slots(most + 1) * slot_bytes <= bytes)
+    while (most < total && (most + 1) * s.columns <= most_pixels && s.slots(most + 1) * slot_bytes <= bytes)
       ++most;
     count = ceil_div(total, most);
   }

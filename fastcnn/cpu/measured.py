@@ -42,7 +42,7 @@ class _Groups(NamedTuple):
 
 # Images and other inputs of less than 8 channels, whose patches are copied here, for 32 outputs or with a stride, a
 # training step: 0.45 to 1.0 from 10,000 output pixels on, all images together; below them 0.96 to 1.3. In bf16 on
-# AMX 1.0 to 2.4.
+# AMX, which copies none, 1.0 to 2.4.
 _FEW_CHANNELS, _FEW_OUTPUTS, _MANY_PIXELS = 7, 32, 10_000
 
 

@@ -105,9 +105,8 @@ class GoogLeNet(nn.Module):
     float32, bfloat16, float16, float64; autocast is respected.
 
     Raises:
-        TypeError, ValueError: an input that is no [N, 3, H, W] float tensor; in training the paper's aux_logits need 223
-            to 270 pixels along both axes.
-        RuntimeError: an image that is too small (torch's own message).
+        TypeError, ValueError: an input that is no [N, 3, H, W] float tensor, or too small; in training the paper's
+            aux_logits need 223 to 270 pixels along both axes.
     """
 
     auxiliary_weight = 0.3

@@ -22,6 +22,13 @@ class AvgPool2d(nn.AvgPool2d):
         """Whether the kernels have this kind of pooling."""
         return not self.ceil_mode and self.divisor_override is None
 
+    def keeps_size(self) -> bool:
+        """Whether the kernels have it and leave an image of at least as many pixels, whatever its size."""
+        kernel, stride, padding = self._window()
+        return (
+            self.is_plain() and stride == (1, 1) and all(2 * p >= k - 1 for p, k in zip(padding, kernel, strict=True))
+        )
+
     def _window(self) -> tuple[Pair, Pair, Pair]:
         kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
         return kernel, stride, pair(self.padding, "padding", 0)

@@ -30,13 +30,15 @@ class End(NamedTuple):
         layer = self.layer
         if not isinstance(layer, nn.Module):
             shape = output_shape(self.x, layer)
-        elif type(layer) in (FoldedChain, FoldedAverage):
+        elif type(layer) in (FoldedChain, FoldedAverage) or self._is_fused_pooling():
             shape = layer.output_shape(self.x.shape)
-        elif type(layer) is MaxPool2d and layer.is_fused(self.x) and not has_hooks(layer):
-            shape = layer.output_shape(self.x)
         else:
             return None
         return shape if min(shape[2:]) >= 1 else None
+
+    def _is_fused_pooling(self) -> bool:
+        layer = self.layer
+        return type(layer) is MaxPool2d and layer.is_fused(self.x) and not has_hooks(layer)
 
     def dtype(self) -> torch.dtype:
         """The output's, where the layer can write into a slice."""

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 from fastcnn.nn.avg_pool2d import AvgPool2d
 from fastcnn.nn.folded import FoldedChain, fold
 from fastcnn.nn.fused import Unit, convolutions, has_hooks, is_foldable, op_of
-from fastcnn.ops import Conv, activations
+from fastcnn.ops import Affine, Conv, activations
 
 
 class FoldedAverage(nn.Module):
     """act(average of product(x) + shift): what the convolution of averages is, since both are linear.
 
+    An average passes a constant through, so the shift is the product's where padding does not count. Where it does, what
+    is pooled is without it: half precision then rounds the raw product.
+
     Args:
-        product: the convolution with its normalisation's scale, without its shift.
-        pool: the pooling, of the kind that the kernels have (`AvgPool2d.is_plain`).
+        product: the convolution with its normalisation's scale, and its shift if that is not given here.
+        pool: the pooling, which leaves as many pixels (`AvgPool2d.keeps_size`).
         shift: per channel, or None.
         act: the activation's name.
 
@@ -29,6 +32,9 @@ class FoldedAverage(nn.Module):
         super().__init__()
         self.product, self.pool, self.act = product, pool, activations.code(act)
         self.register_buffer("shift", shift)
+
+    def extra_repr(self) -> str:
+        return f"act={activations.NAMES[self.act]}"
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
         """The output's [N, C, P, Q] for an input's [N, K, H, W]."""
@@ -45,7 +51,7 @@ class FoldedAverage(nn.Module):
 
 def fold_average(layer: nn.Module, units: Sequence[Unit], dtype: torch.dtype | None) -> FoldedAverage | None:
     """A pooling and the first unit after it in this form, or None where they are not of the kind or gain nothing."""
-    if type(layer) is not AvgPool2d or not layer.is_plain() or has_hooks(layer):
+    if type(layer) is not AvgPool2d or not layer.keeps_size() or has_hooks(layer):
         return None
     first = units[0]
     if len(first.convs) != 1 or op_of(first.convs[0]) != "pointwise" or not is_foldable([first]):
@@ -54,7 +60,9 @@ def fold_average(layer: nn.Module, units: Sequence[Unit], dtype: torch.dtype | N
     if conv.stride != (1, 1) or conv.out_channels >= conv.in_channels:
         return None
     (weight,), shift = fold(convolutions([first], frozen=True)[0], torch.float64)
-    own = dtype or conv.weight.dtype
-    if shift is not None and own != torch.float64:
+    own, norm = dtype or conv.weight.dtype, None
+    if not layer.count_include_pad:
+        norm, shift = Affine(None, shift), None
+    elif shift is not None and own != torch.float64:
         shift = shift.float()
-    return FoldedAverage(FoldedChain([Conv("pointwise", (weight,))], dtype=own), layer, shift, first.act)
+    return FoldedAverage(FoldedChain([Conv("pointwise", (weight,), norm=norm)], dtype=own), layer, shift, first.act)

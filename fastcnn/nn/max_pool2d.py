@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from fastcnn.ops import max_pool2d
@@ -24,10 +26,10 @@ class MaxPool2d(nn.MaxPool2d):
         kernel, stride = pair(self.kernel_size, "kernel_size", 1), pair(self.stride, "stride", 1)
         return kernel, stride, pair(self.padding, "padding", 0), self.ceil_mode
 
-    def output_shape(self, x: Tensor) -> tuple[int, int, int, int]:
-        """The output's [N, C, P, Q] where the kernels make it."""
-        return *x.shape[:2], *pool_out_sizes(x.shape[2:], *self._window())
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
+        """The output's [N, C, P, Q] for an input's [N, C, H, W], where the kernels make it."""
+        return *shape[:2], *pool_out_sizes(shape[2:], *self._window())
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The largest value of every window; ``out`` is as `fastcnn.ops.max_pool2d` takes it."""
-        return max_pool2d(x, *self._window(), out) if self.is_fused(x) else super().forward(x)
+        return max_pool2d(x, *self._window(), out=out) if self.is_fused(x) else super().forward(x)

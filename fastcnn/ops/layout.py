@@ -57,13 +57,13 @@ def conv_out_sizes(
 def pool_out_sizes(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
 ) -> list[int]:
-    """[P, Q] of a pooling's output; with ``ceil_mode`` also windows that begin in the image or its padding and end after."""
+    """[P, Q] of a pooling's output; with ``ceil_mode`` also windows that begin before the image's end."""
     floor = conv_out_sizes(size, kernel, stride, padding)
     if not ceil_mode:
         return floor
     fits = [(n - 1) * s + k == i + 2 * p for n, i, k, s, p in zip(floor, size, kernel, stride, padding, strict=True)]
     begins = [n * s < i + p for n, i, s, p in zip(floor, size, stride, padding, strict=True)]
-    return [n + (not fit and begin) for n, fit, begin in zip(floor, fits, begins, strict=True)]
+    return [n + (1 if begin and not fit else 0) for n, fit, begin in zip(floor, fits, begins, strict=True)]
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:

@@ -96,20 +96,27 @@ class _MaxPool2d(torch.autograd.Function):
 
 
 def max_pool2d(
-    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool = False, out: Tensor | None = None
+    x: Tensor, kernel: Pair, stride: Pair, padding: Pair, ceil_mode: bool = False, *, out: Tensor | None = None
 ) -> Tensor:
     """torch.nn.functional.max_pool2d on fused backends, differentiable; with a gradient on GPUs it is torch's own.
 
-    With ``out``, one of `channel_slices`, our kernels write the result there and return that tensor; torch's own is new.
+    With ``ceil_mode`` a last window may reach over the image's edge. With ``out``, one of `channel_slices`, our kernels write
+    the result there and return that tensor; torch's own is new.
 
     Shapes: x [N, C, H, W] to [N, C, P, Q], channels_last. Dtypes: any floating one.
 
     Raises:
-        ValueError: an ``out`` of another shape, layout, dtype or device than the result.
+        ValueError: a padding of more than half the window, an image without a window, an ``out`` of another shape, layout,
+            dtype or device than the result.
     """
     window = kernel, stride, padding, ceil_mode
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding: got {padding}, expected at most half of the window {kernel}")
+    size = pool_out_sizes(x.shape[2:], *window)
+    if min(size) < 1:
+        raise ValueError(f"x: got shape {list(x.shape)}, expected room for a window {kernel}")
     if out is not None:
-        check_out(out, (*x.shape[:2], *pool_out_sizes(x.shape[2:], *window)), x.dtype, x.device)
+        check_out(out, (*x.shape[:2], *size), x.dtype, x.device)
     if not (torch.is_grad_enabled() and x.requires_grad):
         if out is None:
             return torch.ops.fastcnn.max_pool2d_fwd(x, *window, False)[0]

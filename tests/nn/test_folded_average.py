@@ -60,6 +60,8 @@ def test_writes_its_slice_of_branches() -> None:
     [
         pooled_conv(5, 12),  # more channels after it
         [AvgPool2d(2, ceil_mode=True), *pooled_conv(12, 5)[1:]],
+        [AvgPool2d(2), *pooled_conv(12, 5)[1:]],  # fewer pixels after it
+        [AvgPool2d(3, 1, 0), *pooled_conv(12, 5)[1:]],
         [AvgPool2d(3, 1, 1), nn.Conv2d(12, 5, 1, stride=2)],
         [AvgPool2d(3, 1, 1), nn.Conv2d(12, 5, 3)],
         [AvgPool2d(3, 1, 1), nn.ReLU(), nn.Conv2d(12, 5, 1)],

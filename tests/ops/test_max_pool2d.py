@@ -59,7 +59,9 @@ def gradient_check(x: Tensor, window: tuple) -> None:
 
 
 def few_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return (torch.randint(-3, 4, shape) / 2).to(dtype).contiguous(memory_format=torch.channels_last)
+    """Halves from -1.5 to 1.5, zeros of both signs among them."""
+    signs = torch.randint(0, 2, shape) * 2.0 - 1
+    return (torch.randint(-3, 4, shape) / 2 * signs).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.usefixtures("preferred")
@@ -99,6 +101,36 @@ def test_opcheck(ceil_mode: bool) -> None:
     torch.library.opcheck(torch.ops.fastcnn.max_pool2d_bwd.default, (y, index, (8, 6), *window[:3]))
 
 
+@pytest.mark.parametrize(
+    ("shape", "window", "message"),
+    [
+        (
+            (1, 2, 4, 4),
+            ((2, 2), (2, 2), (2, 0), False),
+            r"padding: got \(2, 0\), expected at most half of the window \(2, 2\)",
+        ),
+        (
+            (1, 2, 1, 4),
+            ((3, 3), (2, 2), (0, 0), True),
+            r"x: got shape \[1, 2, 1, 4\], expected room for a window \(3, 3\)",
+        ),
+        ((1, 2, 4, 2), ((3, 3), (1, 1), (0, 0), False), r"x: got shape \[1, 2, 4, 2\], expected room for a window"),
+    ],
+)
+def test_bad_input(shape: tuple[int, ...], window: tuple, message: str) -> None:
+    for grad in (False, True):
+        with pytest.raises(ValueError, match=message):
+            max_pool2d(torch.randn(shape, requires_grad=grad), *window)
+
+
+def test_symbolic_sizes() -> None:
+    layer = MaxPool2d(3, 2, ceil_mode=True)
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=True, fullgraph=True)
+    for size in (15, 16, 18):
+        x = torch.randn(2, 3, size, size + 3)
+        assert torch.equal(compiled(x), layer(x))
+
+
 def test_large_windows_are_torchs() -> None:
     x = torch.randn(1, 3, 20, 20, requires_grad=True)
     assert torch.equal(max_pool2d(x, (17, 17), (1, 1), (0, 0)), F.max_pool2d(x, 17, 1))
@@ -128,4 +160,4 @@ def test_layer_is_torchs(ceil_mode: bool) -> None:
     assert layer.is_fused(x)
     y = layer(x)
     assert torch.equal(y, torch.nn.MaxPool2d(3, 2, ceil_mode=ceil_mode)(x))
-    assert y.shape == layer.output_shape(x)
+    assert y.shape == layer.output_shape(x.shape)

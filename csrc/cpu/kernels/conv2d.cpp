@@ -1,5 +1,5 @@
-// General convolution forward on the matrix-product core: rows are addressed in stripes of the input, or
-// copied as patches where the input has few channels.
+// General convolution forward on the matrix-product core: rows are addressed in stripes of the input; where
+// it has few channels, in its lines or copied as patches.
 #include "cpu/by_dtype.h"
 #include "cpu/conv_slices.h"
 #include "cpu/conv_stripes.h"
@@ -19,27 +19,30 @@ void forward_by_patches(const Conv2dForward& p) {
   using Words = typename WordsOf<T>::type;
   const int64_t k = p.shape.taps() * p.shape.channels;
 #if FASTCNN_ISA_LEVEL >= 4
-  if constexpr (Words::kPerWord == 2)
-    return product_forward<T, WholeRows>(
+  if constexpr (Words::kPerWord == 2) {
+    product_forward<T, WholeRows>(
         p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
         [&](int64_t first, int64_t count, const WholeRows& a) {
           PatchRows<T> patches(p.shape, p.x, p.prologue, reduction_words<Words>(k) * 2);
-          patches.write(first, count, reinterpret_cast<T*>(a.rows), a.pitch * 2);
+          patches.write(first, count, reinterpret_cast<T*>(a.at(0, 0)), a.row_words() * 2);
         });
+  } else
 #endif
-  constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
-  product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
-                     [&](int64_t first, int64_t count, const TileWriter<Words>& a) {
-                       PatchRows<T> patches(p.shape, p.x, p.prologue, padded_patch(p.shape));
-                       if (kSameWords && k <= kBlockWords * Words::kPerWord)
-                         return patches.write(first, count, reinterpret_cast<T*>(a.tile),
-                                              kRowWords * Words::kPerWord);
-                       AlignedBuffer<T> patch(size_t(patch_elements(p.shape)));
-                       for (int64_t row = 0; row < count; ++row) {
-                         patches.write(first + row, 1, patch.data(), 0);
-                         for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
-                       }
-                     });
+  {
+    constexpr bool kSameWords = sizeof(T) * Words::kPerWord == sizeof(float);
+    product_forward<T>(p.shape.pixels(), k, p.shape.n, p.packed_weight, p.epilogue,
+                       [&](int64_t first, int64_t count, const TileWriter<Words>& a) {
+                         PatchRows<T> patches(p.shape, p.x, p.prologue, padded_patch(p.shape));
+                         if (kSameWords && k <= kBlockWords * Words::kPerWord)
+                           return patches.write(first, count, reinterpret_cast<T*>(a.tile),
+                                                kRowWords * Words::kPerWord);
+                         AlignedBuffer<T> patch(size_t(patch_elements(p.shape)));
+                         for (int64_t row = 0; row < count; ++row) {
+                           patches.write(first + row, 1, patch.data(), 0);
+                           for (int64_t c = 0; c < k; c += kLanes) a.put(row, c, load(patch.data() + c));
+                         }
+                       });
+  }
 }
 
 template <class T>

@@ -11,7 +11,6 @@ namespace {
 // Elements in a form in which the largest is the maximum: float32 as it is.
 template <class T>
 struct Ordered {
-  using Vector = V;
   using Element = float;
   static constexpr int kCount = kLanes;
 
@@ -21,24 +20,24 @@ struct Ordered {
   static void put(float* p, V v, int64_t n) { store_upto(p, v, n); }
 };
 
-// bfloat16 as whole numbers, from -infinity (0) to infinity and then every NaN, twice as many to a vector.
-// Bits of a negative number grow as it falls: flipped they are in order, below those of positive ones if read
-// with a sign. Less -infinity's, the negative NaNs wrap around to the top.
+// bfloat16 as whole numbers, from -infinity (0) to infinity and then every NaN, twice as many to a vector. A
+// negative number is its magnitude's complement, so that both zeros are one; less -infinity's, the negative
+// NaNs wrap around to the top.
 template <>
 struct Ordered<bf16> {
-  using Vector = W;
   using Element = uint16_t;
   static constexpr int kCount = 2 * kLanes;
-  static constexpr uint16_t kLowest = 0xff80 ^ 0x7fff;
+  static constexpr uint16_t kInfinity = 0x7f80;
 
   static W position(int64_t i) { return words_of(uint16_t(i)); }
   static W sum(W a, W b) { return add_words(a, b); }
   static W get(const bf16* p, int64_t n) {
-    return add_words(flip_negative(load_words(p, n < kCount ? int(n) : kCount)),
-                     words_of(uint16_t(-kLowest)));
+    const W w = load_words(p, n < kCount ? int(n) : kCount);
+    return sub_words(add_words(flip_negative(w), words_of(kInfinity)), signs(w));
   }
   static void put(bf16* p, W w, int64_t n) {
-    store_words(p, flip_negative(add_words(w, words_of(kLowest))), n < kCount ? int(n) : kCount);
+    const W number = sub_words(w, words_of(kInfinity));
+    store_words(p, flip_negative(add_words(number, signs(number))), n < kCount ? int(n) : kCount);
   }
 };
 
@@ -51,7 +50,8 @@ struct ColumnMaxima {
 
   ColumnMaxima(const MaxPool2dForward& p) {
     const int64_t pitch = round_up(p.in_w * p.channels + O::kCount, 64);
-    largest = reinterpret_cast<Element*>(thread_scratch(size_t(pitch) * (kIndexed ? 2 : 1)));
+    largest = reinterpret_cast<Element*>(
+        thread_scratch(size_t(pitch) * (kIndexed ? 2 : 1) * sizeof(Element) / sizeof(float)));
     row = largest + pitch;
   }
 

@@ -66,8 +66,6 @@ class Backward {
 
  private:
   static int64_t whole_panels(int64_t k) { return round_up(k, kMicroVectors * kLanes); }
-  // An odd number of cache lines where vectors fill them: no two of a few rows of dW fall on the same L1 set.
-  static int64_t odd_lines(int64_t floats) { return floats / 16 % 2 ? floats : floats + 16; }
 
   // Rows of a tile of both operands.
   int64_t walked_rows() const {
