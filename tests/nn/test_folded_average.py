@@ -55,6 +55,18 @@ def test_writes_its_slice_of_branches() -> None:
         assert_close(optimized(x.bfloat16()), branches.double()(x.bfloat16().double()), torch.bfloat16)
 
 
+def test_large_means_are_shifted_before_they_are_rounded() -> None:
+    layers = pooled_conv(12, 5, count_include_pad=False)
+    x = torch.randn(2, 12, 9, 7).bfloat16()
+    layers[1].weight.data.add_(4)
+    x += 1  # products around 48, less their mean of small numbers
+    layers[2].running_mean.fill_(48)
+    optimized = fastcnn.optimize(FusedSequential(*layers).eval(), dtype=torch.bfloat16)
+    assert averages(optimized) == 1
+    exact = nn.Sequential(*layers).double()(x.double())
+    assert (optimized(x).double() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 @pytest.mark.parametrize(
     "layers",
     [
