@@ -60,10 +60,14 @@ MaxPool2dForward max_pool2d_geometry(const py::tuple& t, bool indexed) {
   for (int i = 0; i < 6; ++i) *sizes[i] = t[i].cast<int64_t>();
   for (int i = 0; i < 6; ++i) *geometry[i] = t[6 + i].cast<int>();
   p.dtype = dtype_of(t[12].cast<int>());
+  const auto pair = [](int h, int w) { return "(" + std::to_string(h) + ", " + std::to_string(w) + ")"; };
+  const std::string kernel = pair(p.kernel_h, p.kernel_w);
   if (2 * p.pad_h > p.kernel_h || 2 * p.pad_w > p.kernel_w)
-    throw std::invalid_argument("max_pool2d: a window lies wholly in the padding");
-  if (p.kernel_h * p.kernel_w > kMostPositions && indexed)
-    throw std::invalid_argument("max_pool2d: a window of more positions than a byte tells apart");
+    throw std::invalid_argument("padding: got " + pair(p.pad_h, p.pad_w) +
+                                ", expected at most half of the window " + kernel);
+  if (indexed && p.kernel_h * p.kernel_w > kMostPositions)
+    throw std::invalid_argument("kernel: got " + kernel + ", expected at most " +
+                                std::to_string(kMostPositions) + " positions where an index is kept");
   return p;
 }
 

@@ -4,8 +4,8 @@
 #pragma once
 
 #include "cpu/conv_stripes.h"
-#include "cpu/epilogue.h"
 #include "cpu/patch_rows.h"
+#include "cpu/product_forward.h"
 
 namespace fastcnn {
 namespace {
@@ -46,43 +46,36 @@ class ForwardByMergedTaps {
       : p_(p),
         s_(p.shape),
         stripe_(forward_stripe(s_)),
-        columns_((stripe_.columns - 1) * stripe_.stride_w + stripe_.span_w),
+        columns_(stripe_.source_columns(s_.out_w)),
         line_floats_(round_up(columns_ * s_.channels + 2 * kTileWords, 2 * kTileWords) / 2),
         words_(merged_taps_k(s_) / 2),
         units_(stripe_, line_floats_ * 4, kStripeBytes, 0, -1, kMergedUnitPixels),
         b_(p.packed_weight, s_.kernel_h * words_ * 2),
-        panels_(ceil_div(s_.n, kLanes)),
-        pitch_(panels_ * kLanes),
         offsets_(size_t(s_.kernel_h)) {
     for (int64_t kh = 0; kh < s_.kernel_h; ++kh) offsets_[size_t(kh)] = kh * s_.dilation_h * line_floats_;
   }
 
   void run() {
-    const Epilogue& e = p_.epilogue;
-    AlignedBuffer<float> statistics(e.mean ? size_t(units_.count * 3 * pitch_) : 1);
-    parallel_for(units_.count, [&](int64_t unit) {
-      multiply(unit, e.mean ? statistics.data() + unit * 3 * pitch_ : nullptr);
-    });
-    if (!e.mean) return;
-    const auto count = [&](int64_t unit) { return (units_.first(unit + 1) - units_.first(unit)) * s_.out_w; };
-    merge_statistics(statistics.data(), units_.count, count, s_.n, pitch_, e.mean, e.var);
+    for_units(
+        units_.count, [&](int64_t unit) { return units_.lines(unit) * s_.out_w; }, s_.n, p_.epilogue,
+        [&](int64_t unit, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) {
+          const int64_t begin = units_.first(unit);
+          const StoreSink<bf16> sink(p_.epilogue, s_.n, begin * s_.out_w, sums, true);
+          stripe_.for_images(begin, units_.first(unit + 1), [&](int64_t line, int64_t count) {
+            multiply(line, count, (line - begin) * s_.out_w, Panels{first_panel, last_panel}, sink);
+          });
+        });
   }
 
  private:
-  // The lines of one image among the unit's, one image after the other.
-  void multiply(int64_t unit, float* sums) {
-    const int64_t begin = units_.first(unit), end = units_.first(unit + 1);
-    const StatisticsUnit statistics{sums, sums + pitch_, sums + 2 * pitch_};
-    const StoreSink<bf16> sink(p_.epilogue, s_.n, begin * s_.out_w, sums ? &statistics : nullptr, true);
-    for (int64_t line = begin; line < end;) {
-      const int64_t rest = s_.out_h - line % s_.out_h, count = end - line < rest ? end - line : rest;
-      multiply_lines_of(line, count, (line - begin) * s_.out_w, sink);
-      line += count;
-    }
-  }
+  struct Panels {
+    int64_t first, last;
+  };
 
-  void multiply_lines_of(int64_t line, int64_t count, int64_t row, const StoreSink<bf16>& sink) {
-    const int64_t slots = (count - 1) * s_.stride_h + stripe_.span_h, elements = slots * line_floats_ * 2;
+  // Output lines of one image; the first result is the sink's `row`.
+  void multiply(int64_t line, int64_t count, int64_t row, const Panels& panels,
+                const StoreSink<bf16>& sink) const {
+    const int64_t slots = stripe_.source_lines(count), elements = slots * line_floats_ * 2;
     // A tile may read up to 31 rows past the last pixel.
     const int64_t pixel = s_.stride_w * s_.channels, beyond = kAmxBlock * pixel + 2 * kTileWords;
     float* memory = thread_scratch(size_t(slots * line_floats_ + beyond));
@@ -91,9 +84,9 @@ class ForwardByMergedTaps {
                 reinterpret_cast<bf16*>(memory + i * line_floats_));
     const ImageLines lines{memory, s_.stride_h * line_floats_, count, s_.out_w, row};
     if (s_.dilation_w == 1 && all_finite(reinterpret_cast<const bf16*>(memory), elements))
-      multiply_panels(lines, pixel * 2, {offsets_.data(), s_.kernel_h, words_}, sink);
+      multiply_panels(lines, pixel * 2, {offsets_.data(), s_.kernel_h, words_}, panels, sink);
     else
-      multiply_patches(lines, pixel, sink);
+      multiply_patches(lines, pixel, panels, sink);
   }
 
   void fill_line(int64_t image, int64_t h, bf16* out) const {
@@ -102,7 +95,8 @@ class ForwardByMergedTaps {
   }
 
   // The same sums without what lies beyond a run: patches with every kernel row's at a step of its own.
-  void multiply_patches(const ImageLines& lines, int64_t pixel, const StoreSink<bf16>& sink) const {
+  void multiply_patches(const ImageLines& lines, int64_t pixel, const Panels& panels,
+                        const StoreSink<bf16>& sink) const {
     const int64_t words = s_.kernel_h * words_, pitch = odd_lines(words), only_tap = 0;
     AlignedBuffer<float> patches(size_t((lines.count * lines.pixels + kAmxBlock) * pitch));
     if (s_.dilation_w > 1)  // what runs of single taps leave of a step
@@ -112,13 +106,13 @@ class ForwardByMergedTaps {
       copy_patches(reinterpret_cast<const bf16*>(lines.first + i * lines.step), pixel, runs, lines.pixels,
                    reinterpret_cast<bf16*>(patches.data() + i * lines.pixels * pitch), pitch * 2, words * 2);
     multiply_panels({patches.data(), lines.pixels * pitch, lines.count, lines.pixels, lines.row}, pitch * 4,
-                    {&only_tap, 1, words}, sink);
+                    {&only_tap, 1, words}, panels, sink);
   }
 
-  void multiply_panels(const ImageLines& lines, int64_t row_bytes, const Taps& taps,
+  void multiply_panels(const ImageLines& lines, int64_t row_bytes, const Taps& taps, const Panels& panels,
                        const StoreSink<bf16>& sink) const {
-    for (int64_t panel = 0; panel < panels_; panel += 2)
-      amx_multiply_lines(lines, row_bytes, taps, b_, panel, panels_ - panel < 2 ? 1 : 2, sink);
+    for (int64_t panel = panels.first; panel < panels.last; panel += 2)
+      amx_multiply_lines(lines, row_bytes, taps, b_, panel, panels.last - panel < 2 ? 1 : 2, sink);
   }
 
   const Conv2dForward& p_;
@@ -127,7 +121,6 @@ class ForwardByMergedTaps {
   const int64_t columns_, line_floats_, words_;
   const LineUnits units_;
   const PackedView<PairWords> b_;
-  const int64_t panels_, pitch_;
   AlignedBuffer<int64_t> offsets_;  // in words
 };
 #else

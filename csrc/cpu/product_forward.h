@@ -29,30 +29,36 @@ inline int64_t column_splits(int64_t units, int64_t panels) {
   return threads == 1 || units >= 4 * threads ? 1 : wanted < most ? wanted : most;
 }
 
+// f(unit, first panel, last panel, statistics or null) for units of work of a product with n outputs, each of
+// count(unit) pixels; then merges the units' statistics where the epilogue takes some.
+template <class Count, class F>
+void for_units(int64_t units, const Count& count, int64_t n, const Epilogue& e, const F& f) {
+  const int64_t panels = ceil_div(n, kLanes), pitch = panels * kLanes, splits = column_splits(units, panels);
+  AlignedBuffer<float> statistics(e.mean ? size_t(units * 3 * pitch) : 1);
+  parallel_for(units * splits, [&](int64_t task) {
+    const int64_t unit = task / splits, split = task % splits;
+    float* sums = statistics.data() + unit * 3 * pitch;
+    const StatisticsUnit own{sums, sums + pitch, sums + 2 * pitch};
+    f(unit, panels * split / splits, panels * (split + 1) / splits, e.mean ? &own : nullptr);
+  });
+  if (e.mean) merge_statistics(statistics.data(), units, count, n, pitch, e.mean, e.var);
+}
+
 // out = epilogue(A packed), A [pixels, k] made by fill(first, count, rows), packed [k, n].
 template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
 void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
                      const Fill& fill) {
   using Words = typename WordsOf<T>::type;
   const PackedView<Words> b(packed, k);
-  const int64_t panels = ceil_div(n, kLanes), pitch = panels * kLanes;
   const int64_t rows = tile_rows<Words>(b.words, pixels), tiles = ceil_div(pixels, rows);
-  const int64_t splits = column_splits(tiles, panels);
-  AlignedBuffer<float> statistics(e.mean ? size_t(tiles * 3 * pitch) : 1);
-  parallel_for(tiles * splits, [&](int64_t unit) {
-    const int64_t tile = unit / splits, split = unit % splits, first = tile * rows;
-    const int64_t count = pixels - first < rows ? pixels - first : rows;
-    const Rows a = Rows::in_scratch(rows, b.words);
-    fill(first, count, a);
-    float* unit_sums = statistics.data() + tile * 3 * pitch;
-    const StatisticsUnit sums{unit_sums, unit_sums + pitch, unit_sums + 2 * pitch};
-    multiply_tile(a, count, b, panels * split / splits, panels * (split + 1) / splits,
-                  StoreSink<T>(e, n, first, e.mean ? &sums : nullptr, true));
-  });
-  if (e.mean) {
-    const auto count = [&](int64_t tile) { return tile + 1 < tiles ? rows : pixels - tile * rows; };
-    merge_statistics(statistics.data(), tiles, count, n, pitch, e.mean, e.var);
-  }
+  const auto count_of = [&](int64_t tile) { return tile + 1 < tiles ? rows : pixels - tile * rows; };
+  for_units(tiles, count_of, n, e,
+            [&](int64_t tile, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) {
+              const int64_t first = tile * rows, count = count_of(tile);
+              const Rows a = Rows::in_scratch(rows, b.words);
+              fill(first, count, a);
+              multiply_tile(a, count, b, first_panel, last_panel, StoreSink<T>(e, n, first, sums, true));
+            });
 }
 
 }  // namespace

@@ -20,11 +20,23 @@ struct StripeShape {
   int64_t span_h = 1, span_w = 1;  // how far one output pixel reaches
 
   int64_t total_lines() const { return images * lines; }
+  // Source columns and lines that neighbouring output columns, or lines of one image, read.
+  int64_t source_columns(int64_t count) const { return (count - 1) * stride_w + span_w; }
+  int64_t source_lines(int64_t count) const { return (count - 1) * stride_h + span_h; }
+  // f(first, count) for output lines [first, last), image by image.
+  template <class F>
+  void for_images(int64_t first, int64_t last, const F& f) const {
+    for (int64_t line = first; line < last;) {
+      const int64_t rest = lines - line % lines, count = last - line < rest ? last - line : rest;
+      f(line, count);
+      line += count;
+    }
+  }
   // Source lines behind `count` consecutive output lines; a line of another image shares none with its
   // neighbour.
   int64_t slots(int64_t count) const {
     const int64_t breaks = (count + lines - 2) / lines;
-    return (count - 1) * stride_h + span_h + breaks * (span_h > stride_h ? span_h - stride_h : 0);
+    return source_lines(count) + breaks * (span_h > stride_h ? span_h - stride_h : 0);
   }
 };
 
@@ -42,6 +54,7 @@ struct LineUnits {
     count = ceil_div(total, most);
   }
   int64_t first(int64_t unit) const { return begin_ + total * unit / count; }
+  int64_t lines(int64_t unit) const { return first(unit + 1) - first(unit); }
   int64_t longest() const { return ceil_div(total, count); }
 
  private:
@@ -53,7 +66,7 @@ class Stripe {
  public:
   // `columns` is the least number of output columns that a line must hold.
   Stripe(const StripeShape& s, int64_t words, int64_t columns)
-      : s_(s), pitch_(odd_lines(words)), columns_((columns - 1) * s.stride_w + s.span_w) {}
+      : s_(s), pitch_(odd_lines(words)), columns_(s.source_columns(columns)) {}
 
   int64_t slot_floats() const { return columns_ * pitch_; }
   // An AMX tile may read up to 31 rows past the last pixel.
@@ -68,11 +81,7 @@ class Stripe {
   // f(first, count) for output lines [first, last), image by image: within one they lie line_step() apart.
   template <class F>
   void for_images(int64_t first, int64_t last, const F& f) const {
-    for (int64_t line = first; line < last;) {
-      const int64_t rest = s_.lines - line % s_.lines, count = last - line < rest ? last - line : rest;
-      f(line, count);
-      line += count;
-    }
+    s_.for_images(first, last, f);
   }
 
   // Reads what output lines [first, last) need of `channels` channels: column(c) makes a function of a source
@@ -123,21 +132,18 @@ class Stripe {
   int64_t slot(int64_t index) const {
     const int64_t image = index / s_.lines - image_, line = index % s_.lines;
     if (image == 0) return (line - line_) * s_.stride_h;
-    const int64_t opening = (s_.lines - 1 - line_) * s_.stride_h + s_.span_h;
-    return opening + (image - 1) * ((s_.lines - 1) * s_.stride_h + s_.span_h) + line * s_.stride_h;
+    const int64_t opening = s_.source_lines(s_.lines - line_);
+    return opening + (image - 1) * s_.source_lines(s_.lines) + line * s_.stride_h;
   }
 
   // f(image, source line, slot) for every slot that lines [first, last) read.
   template <class F>
   void for_source_lines(int64_t first, int64_t last, const F& f) const {
-    for (int64_t index = first; index < last;) {
-      const int64_t image = index / s_.lines, line = index % s_.lines;
-      const int64_t rest = s_.lines - line, count = last - index < rest ? last - index : rest;
-      const int64_t slots = (count - 1) * s_.stride_h + s_.span_h, base = slot(index);
-      for (int64_t i = 0; i < slots; ++i)
+    for_images(first, last, [&](int64_t index, int64_t count) {
+      const int64_t image = index / s_.lines, line = index % s_.lines, base = slot(index);
+      for (int64_t i = 0; i < s_.source_lines(count); ++i)
         f(image, line * s_.stride_h + s_.low_h + i, data_ + (base + i) * slot_floats());
-      index += count;
-    }
+    });
   }
 
   static float* channel(float* pixel, int64_t c) { return pixel + c / Words::kPerWord; }

@@ -59,7 +59,6 @@ class ForwardByLines {
         units_(shape_, stripe_.slot_floats() * 4, stripe_bytes()),
         b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         panels_(ceil_div(s_.n, kLanes)),
-        pitch_(panels_ * kLanes),
         offsets_(size_t(s_.taps())) {
     for (int kh = 0; kh < s_.kernel_h; ++kh)
       for (int kw = 0; kw < s_.kernel_w; ++kw)
@@ -68,24 +67,15 @@ class ForwardByLines {
   }
 
   void run() {
-    const Epilogue& e = p_.epilogue;
-    const int64_t splits = column_splits(units_.count, panels_);
-    AlignedBuffer<float> statistics(e.mean ? size_t(units_.count * 3 * pitch_) : 1);
-    parallel_for(units_.count * splits, [&](int64_t task) {
-      const int64_t unit = task / splits, split = task % splits;
-      multiply(unit, panels_ * split / splits, panels_ * (split + 1) / splits,
-               e.mean ? statistics.data() + unit * 3 * pitch_ : nullptr);
-    });
-    if (e.mean) {
-      const auto count = [&](int64_t unit) {
-        return (units_.first(unit + 1) - units_.first(unit)) * s_.out_w;
-      };
-      merge_statistics(statistics.data(), units_.count, count, s_.n, pitch_, e.mean, e.var);
-    }
+    for_units(
+        units_.count, [&](int64_t unit) { return units_.lines(unit) * s_.out_w; }, s_.n, p_.epilogue,
+        [&](int64_t unit, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) {
+          multiply(unit, first_panel, last_panel, sums);
+        });
   }
 
  private:
-  void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, float* sums) const {
+  void multiply(int64_t unit, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) const {
     const int64_t first = units_.first(unit), last = units_.first(unit + 1);
     Stripe<Words> stripe = stripe_;
     float* memory = thread_scratch(size_t(stripe.floats(units_.longest()) + block_floats()));
@@ -93,8 +83,7 @@ class ForwardByLines {
       stripe.fill(memory, first, last, s_.channels,
                   [&](int64_t c) { return input_column<T>(p_.x, pre, c, s_.channels); });
     });
-    const StatisticsUnit statistics{sums, sums + pitch_, sums + 2 * pitch_};
-    const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums ? &statistics : nullptr, true);
+    const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums, true);
     const Taps taps{offsets_.data(), s_.taps(), words_};
 #if FASTCNN_ISA_LEVEL >= 4
     if constexpr (kTiles)
@@ -180,7 +169,7 @@ class ForwardByLines {
   const Stripe<Words> stripe_;
   const LineUnits units_;
   const PackedView<Words> b_;
-  const int64_t panels_, pitch_;
+  const int64_t panels_;
   mutable AlignedBuffer<int64_t> offsets_;
 };
 
