@@ -11,14 +11,13 @@ from fastcnn import native
 from fastcnn.cpu.arguments import DTYPE_CODES, backward_output, epilogue, floats, pointer, statistics
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import PackedWeight, source
-from fastcnn.ops.activations import NONE
 from fastcnn.ops.dropout import ELEMENT, threshold
 from fastcnn.ops.layout import conv_out_sizes, pixel_stride, to_nhwc
 from fastcnn.ops.registry import Mutable
+from fastcnn.ops.stages import STORE
 
 Pair = tuple[int, int]
 _ONE = (1, 1)
-_STORE = (None, None, NONE, None)
 
 
 def _weight(weight: Tensor) -> tuple:
@@ -136,7 +135,7 @@ def conv2d_dropout_into(
     """As fastcnn.ops.conv2d_dropout.conv2d_dropout_into."""
     n, c, h, w = out.shape
     mask = (n * h * w, c, h * w, ELEMENT, threshold(p), scale, seed.data_ptr())
-    return _forward(out, x, weight, (in_scale, in_shift, in_act), _STORE, (stride, padding, dilation, 1), mask, stats)
+    return _forward(out, x, weight, (in_scale, in_shift, in_act), STORE, (stride, padding, dilation, 1), mask, stats)
 
 
 def conv2d_bwd(

@@ -25,7 +25,7 @@ class FoldedAverage(nn.Module):
         shift: per channel, or None.
         act: the activation's name.
 
-    Shapes: x [N, K, H, W] to [N, C, P, Q], channels_last.
+    Shapes: x [N, K, H, W] to [N, C, P, Q], channels_last. Raises what `FoldedChain` raises.
     """
 
     def __init__(self, product: FoldedChain, pool: AvgPool2d, shift: Tensor | None, act: str) -> None:
@@ -42,18 +42,23 @@ class FoldedAverage(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The output; with ``out``, a channel slice of an NHWC buffer, it is written there."""
-        tail = self.pool(self.product(x)), None, self.shift, self.act, None
+        pooled = self.pool(self.product(x))
+        if out is None and self.shift is None and self.act == activations.NONE:
+            return pooled
+        tail = pooled, None, self.shift, self.act, None
         if out is None:
             return torch.ops.fastcnn.affine_act_fwd(*tail)
         torch.ops.fastcnn.affine_act_into(out, *tail)
         return out
 
 
-def fold_average(layer: nn.Module, units: Sequence[Unit], dtype: torch.dtype | None) -> FoldedAverage | None:
+def fold_average(
+    layer: list[Unit] | nn.Module, after: list[Unit] | nn.Module, dtype: torch.dtype | None
+) -> FoldedAverage | None:
     """A pooling and the first unit after it in this form, or None where they are not of the kind or gain nothing."""
-    if type(layer) is not AvgPool2d or not layer.keeps_size() or has_hooks(layer):
+    if type(layer) is not AvgPool2d or not layer.keeps_size() or has_hooks(layer) or isinstance(after, nn.Module):
         return None
-    first = units[0]
+    first = after[0]
     if len(first.convs) != 1 or op_of(first.convs[0]) != "pointwise" or not is_foldable([first]):
         return None
     conv = first.convs[0]

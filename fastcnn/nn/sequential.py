@@ -104,17 +104,17 @@ def fold_segments(parts: Iterable[Segment], dtype: torch.dtype | None) -> nn.Seq
     """The inference form of segments one after the other, or None where one has none."""
     folded, parts = [], list(parts)
     while parts:
-        segment, *parts = parts
-        if isinstance(segment, nn.Module) and parts and not isinstance(parts[0], nn.Module):
-            average = fold_average(segment, parts[0], dtype)
-            if average is not None:
-                folded.append(average)
-                parts[:1] = [parts[0][1:]] if parts[0][1:] else []
-                continue
-        fold = fold_module if isinstance(segment, nn.Module) else fold_units
-        folded.append(fold(segment, dtype))
-        if folded[-1] is None:
+        segment = parts.pop(0)
+        layer = fold_average(segment, parts[0], dtype) if parts else None
+        if layer is not None:
+            after = parts.pop(0)[1:]
+            parts[:0] = [after] if after else []
+        else:
+            fold = fold_module if isinstance(segment, nn.Module) else fold_units
+            layer = fold(segment, dtype)
+        if layer is None:
             return None
+        folded.append(layer)
     return nn.Sequential(*folded)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastcnn.ops import activations
 from fastcnn.ops.conv_chain import conv_chain
-from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
+from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, convolution_into_fake
 from fastcnn.ops.layout import accumulation_dtype
 from fastcnn.ops.prologue_epilogue import affine, epilogue, gradient_prologue, gradient_sums, prologue
 from fastcnn.ops.registry import Mutable, Pair, register
@@ -54,11 +54,7 @@ def conv2d_fwd(
     return epilogue(y, out_scale, out_shift, out_act, residual, stats)
 
 
-def _into_fake(out, x, *rest):
-    return statistics_fake(out.shape[1], x, rest[-1])
-
-
-@register(_into_fake)
+@register(convolution_into_fake)
 def conv2d_into(
     out: Mutable,
     x: Tensor,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastcnn.ops import activations
+from fastcnn.ops.activations import NONE
 from fastcnn.ops.affine_act import channel_statistics
 from fastcnn.ops.conv2d import conv2d_fwd
 from fastcnn.ops.dropout import ELEMENT, dropout_fwd
-from fastcnn.ops.fakes import statistics_fake
+from fastcnn.ops.fakes import convolution_into_fake
 from fastcnn.ops.registry import Mutable, Pair, register
+from fastcnn.ops.stages import STORE
 
 
-def _into_fake(out, x, *rest):
-    return statistics_fake(out.shape[1], x, rest[-1])
-
-
-@register(_into_fake)
+@register(convolution_into_fake)
 def conv2d_dropout_into(
     out: Mutable,
     x: Tensor,
@@ -34,12 +31,10 @@ def conv2d_dropout_into(
 ) -> tuple[Tensor, Tensor]:
     """mask * scale * a convolution with a prologue, written to ``out``, a channel slice of an NHWC buffer.
 
-    The mask is dropout's (`fastcnn.ops.dropout`) of the output's elements, as they lie in a dense NHWC tensor. Returns mean,
-    var of what is stored.
+    The mask is dropout's (`fastcnn.ops.dropout`) with probability p of the output's elements, as they lie in a dense NHWC
+    tensor. Shapes: x [N, K, H, W], weight [C, K, R, S], out [N, C, P, Q], seed [2] int64. Returns mean, var [C] of what is
+    stored, in float32 (float64 for float64), empty without stats.
     """
-    where, store = (stride, padding, dilation, 1), (None, None, activations.NONE, None)
-    y, *_ = conv2d_fwd(x, weight, in_scale, in_shift, in_act, *store, *where, False)
-    out.copy_(dropout_fwd(y, None, activations.NONE, None, p, scale, ELEMENT, seed))
-    if not stats:
-        return statistics_fake(out.shape[1], x, False)
-    return channel_statistics(out)
+    y, *none = conv2d_fwd(x, weight, in_scale, in_shift, in_act, *STORE, stride, padding, dilation, 1, False)
+    out.copy_(dropout_fwd(y, None, NONE, None, p, scale, ELEMENT, seed))
+    return channel_statistics(out) if stats else tuple(none)

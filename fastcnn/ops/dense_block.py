@@ -36,12 +36,13 @@ from fastcnn.ops.normalisation import (
     update_running_statistics,
 )
 from fastcnn.ops.registry import register
+from fastcnn.ops.stages import STORE
 from fastcnn.ops.validation import check_choice, check_dense_block
 
 MEMORY = ("fast", "min")
 
 ops = torch.ops.fastcnn
-_ONE, _RELU, _STORE = (1, 1), activations.RELU, (None, None, activations.NONE, None)
+_ONE, _RELU = (1, 1), activations.RELU
 
 
 class DenseLayer(NamedTuple):
@@ -113,7 +114,7 @@ def _write_slice(out: Tensor, mid: Tensor, weight: Tensor, pre: Applied, act: in
     """The 3x3 convolution into its slice, with dropout where there is a key; the slice's statistics."""
     head = pre.scale, pre.shift, act
     if key is None:
-        return ops.conv2d_into(out, mid, weight, *head, *_STORE, _ONE, _ONE, _ONE, 1, stats)
+        return ops.conv2d_into(out, mid, weight, *head, *STORE, _ONE, _ONE, _ONE, 1, stats)
     p, scale, _ = how
     return ops.conv2d_dropout_into(out, mid, weight, *head, _ONE, _ONE, _ONE, p, scale, key, stats)
 
@@ -135,7 +136,7 @@ def _forward(x: Tensor, kinds, stages: Sequence[_Stage], drop: Dropout, statisti
         shared = (statistics.mean[:c], statistics.var[:c]) if kind1.trains else (s.mean1, s.var1)
         first = applied(kind1, s.scale1, s.shift1, *shared, acc)
         second = None if kind2.trains else applied(kind2, s.scale2, s.shift2, s.mean2, s.var2, acc)
-        tail = (second.scale, second.shift, _RELU, None) if finish else _STORE
+        tail = (second.scale, second.shift, _RELU, None) if finish else STORE
         mid, *own = ops.pointwise_fwd(prefix, s.weight1, first.scale, first.shift, _RELU, *tail, _ONE, kind2.trains)
         if kind2.trains:
             own = statistics.merged(*own, pixels)
@@ -255,7 +256,7 @@ class _Backward(NamedTuple):
         prefix, need = self.buffer[:, : self.c], _Stage(*needs)
         head = (first.scale, first.shift, _RELU)
         if mid is None:
-            mid, _, _ = ops.pointwise_fwd(prefix, s.weight1, *head, *_STORE, _ONE, False)
+            mid, _, _ = ops.pointwise_fwd(prefix, s.weight1, *head, *STORE, _ONE, False)
         learns2 = kind2.trains or need.scale2 or need.shift2
         dmid, dw2, sums = ops.conv2d_bwd(
             *self._upstream(), mid, second.scale, second.shift, _RELU, second.mean, s.weight2, None,

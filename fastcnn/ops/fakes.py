@@ -26,6 +26,11 @@ def convolution_fake(
     return y, *statistics_fake(weight.shape[0], x, stats)
 
 
+def convolution_into_fake(out: Tensor, x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    """mean, var of a convolution forward that writes to ``out``; its last argument is whether they are asked for."""
+    return statistics_fake(out.shape[1], x, rest[-1])
+
+
 def convolution_backward_fake(
     grad: Tensor, x: Tensor, weight: Tensor, need_dx: bool, need_dw: bool, need_sums: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

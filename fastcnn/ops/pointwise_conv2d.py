@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastcnn.ops.conv2d import conv2d_bwd, conv2d_fwd
 from fastcnn.ops.conv_chain import conv_chain
-from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, statistics_fake
+from fastcnn.ops.fakes import convolution_backward_fake, convolution_fake, convolution_into_fake
 from fastcnn.ops.registry import Mutable, Pair, register
 from fastcnn.ops.stages import Conv
 from fastcnn.ops.validation import Labels, pair
@@ -42,11 +42,7 @@ def pointwise_fwd(
     )  # fmt: skip
 
 
-def _forward_into_fake(out, x, *rest):
-    return statistics_fake(out.shape[1], x, rest[-1])
-
-
-@register(_forward_into_fake)
+@register(convolution_into_fake)
 def pointwise_into(
     out: Mutable,
     x: Tensor,

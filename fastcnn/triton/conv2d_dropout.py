@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastcnn.ops import activations
 from fastcnn.ops.dropout import ELEMENT
 from fastcnn.ops.registry import Mutable
+from fastcnn.ops.stages import STORE
 from fastcnn.triton.affine_act import affine_act_into
 from fastcnn.triton.affine_act_bwd import channel_statistics
 from fastcnn.triton.conv2d import conv2d_fwd
@@ -32,8 +32,7 @@ def conv2d_dropout_into(
     stats: bool,
 ) -> tuple[Tensor, Tensor]:
     """mask * scale * a convolution with a prologue, written to ``out``. Returns mean, var of what is stored."""
-    store = None, None, activations.NONE, None
-    y, *_ = conv2d_fwd(x, weight, in_scale, in_shift, in_act, *store, stride, padding, dilation, 1, False)
+    y, *_ = conv2d_fwd(x, weight, in_scale, in_shift, in_act, *STORE, stride, padding, dilation, 1, False)
     dropout_inplace(y, p, scale, ELEMENT, seed)
-    affine_act_into(out, y, *store)
+    affine_act_into(out, y, *STORE)
     return channel_statistics(out) if stats else (empty(x), empty(x))
