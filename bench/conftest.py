@@ -39,12 +39,6 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
             console.print(table)
         for refusal in report.refusals(result.races):
             terminalreporter.write_line(f"refused: {refusal}")
-    partial = bool(config.getoption("keyword")) or _is_part(results, options)
+    partial = bool(config.getoption("keyword")) or suites.is_partial(results, options)
     where = report.save(results, options.device, Path(__file__).parent, options.quick, partial)
     terminalreporter.write_line(f"kept in {where}")
-
-
-def _is_part(results: list, options: suites.Options) -> bool:
-    """Whether a suite misses cases: then it does not replace the machine's summary."""
-    by_name = {suite.NAME: suite for suite in suites.SUITES}
-    return not all(suites.is_whole(by_name[result.name], result.races, options) for result in results)

@@ -97,7 +97,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", metavar="PATTERN", help='part of "suite/case", or a pattern: "models/*bf16*"')
+    parser.add_argument("--only", metavar="PATTERN", help='a suite, part of "suite/case", or "models/*bf16*"')
     parser.add_argument("--quick", action="store_true", help="few cases and rounds, no torch.compile: a smoke test")
     parser.add_argument("--gpu", action="store_true", help="on the GPU in bf16, against cuDNN and max-autotune")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")

@@ -80,19 +80,12 @@ def main(args: argparse.Namespace, console: Console) -> int:
         results = suites.run(options, progress)
     wrong = _print(results, console)
     directory = Path(args.output) if args.output else report.default_directory()
-    where = report.save(results, options.device, directory, options.quick, partial=_is_partial(options, results))
+    where = report.save(results, options.device, directory, options.quick, partial=suites.is_partial(results, options))
     if args.json:
         data = [report.record(result, options.device, options.quick) for result in results]
         Path(args.json).write_text(json.dumps(data, indent=1, default=str) + "\n")
     console.print(f"kept in {where}", highlight=False, markup=False)
     return 1 if wrong else 0
-
-
-def _is_partial(options: suites.Options, results: list) -> bool:
-    """Whether a suite misses cases: then it does not replace the machine's summary."""
-    if options.only in (None, *suites.names()):
-        return any(note.startswith(suites.LATE) for result in results for note in result.notes)
-    return True
 
 
 def _print(results: list, console: Console) -> bool:

@@ -167,3 +167,18 @@ def test_peak_bytes_sees_what_a_call_holds() -> None:
 def test_machine_slug_is_a_file_name() -> None:
     facts = {"cpu": "Intel(R) Xeon(R) Processor @ 2.60GHz", "features": ["avx512f", "amx_bf16"], "threads": 2}
     assert machine.slug(facts) == "intel-xeon-2-60ghz-amx-bf16-2-threads"
+
+
+def test_a_suites_name_selects_its_cases_alone() -> None:
+    names = {suite.NAME for suite, _ in suites.selected_cases(suites.Options(only="dense"))}
+    assert names == {"dense"}
+    several = {suite.NAME for suite, _ in suites.selected_cases(suites.Options(only="densenet121"))}
+    assert several == {"models"}
+
+
+def test_a_run_is_partial_where_a_suite_misses_cases() -> None:
+    options = suites.Options()
+    races = [_race(case.name, 1.0, 2.0) for case in dense.cases(options)]
+    whole = SuiteResult(dense.NAME, dense.TITLE, races)
+    assert not suites.is_partial([whole], options)
+    assert suites.is_partial([whole, SuiteResult(dense.NAME, dense.TITLE, races[1:])], options)

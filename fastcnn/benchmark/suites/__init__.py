@@ -20,7 +20,6 @@ from fastcnn.benchmark.suites import capsules, conv2d, dense, depthwise, dropout
 from fastcnn.benchmark.targets import SuiteResult
 
 COMPILE_SECONDS = 100
-LATE = "Out of time, not run: "
 
 SUITES: tuple[ModuleType, ...] = (pointwise, depthwise, separable, conv2d, dropout, capsules, dense, models)
 
@@ -45,9 +44,11 @@ class Options:
         return not self.quick and self.seconds_left() > COMPILE_SECONDS
 
     def wants(self, suite: str, case: str) -> bool:
-        """Whether `only` (a part of "suite/case", or a pattern with wildcards) selects the case."""
+        """Whether `only` (a suite, a part of "suite/case", or a pattern with wildcards) selects the case."""
         if not self.only:
             return True
+        if self.only in names():
+            return self.only == suite
         name, pattern = f"{suite}/{case}".lower(), self.only.lower()
         return pattern in name or fnmatch.fnmatch(name, pattern)
 
@@ -75,6 +76,12 @@ def is_whole(suite: ModuleType, races: list[RaceResult], options: Options) -> bo
     return len(races) == sum(1 for _ in suite.cases(options))
 
 
+def is_partial(results: list[SuiteResult], options: Options) -> bool:
+    """Whether a suite misses cases: then the run does not replace the machine's summary."""
+    by_name = {suite.NAME: suite for suite in SUITES}
+    return not all(is_whole(by_name[result.name], result.races, options) for result in results)
+
+
 def finish(suite: ModuleType, races: list[RaceResult], options: Options) -> SuiteResult:
     """A suite's result: races, curves, and the targets that a whole suite can be held to."""
     curves = suite.curves(options) if hasattr(suite, "curves") and is_whole(suite, races, options) else []
@@ -98,7 +105,7 @@ def run(options: Options, progress: Callable[[str, RaceResult | None], None]) ->
         progress(label, result)
     results = [finish(s, by_suite[s.NAME], options) for s in SUITES if s.NAME in by_suite]
     if late and results:
-        results[-1].notes.append(f"{LATE}{', '.join(late)}")
+        results[-1].notes.append(f"Out of time, not run: {', '.join(late)}")
     return results
 
 
