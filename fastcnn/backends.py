@@ -53,6 +53,11 @@ def force(name: str) -> Iterator[None]:
         _forced.pop()
 
 
+def forced() -> str | None:
+    """The backend that every primitive runs on, or None."""
+    return _forced[-1] if _forced else None
+
+
 # An observer stands between a call and its implementation: it gets (primitive, args, backend, function) and
 # returns function(*args). There is none but within fastcnn.explain and in tests.
 Observer = Callable[[str, Sequence, str, Callable], object]
@@ -67,6 +72,11 @@ def observe(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+def is_observed() -> bool:
+    """Whether an observer sees the primitives that run."""
+    return bool(_observers)
 
 
 def _observed(function: Callable, primitive: str, backend: str) -> Callable:

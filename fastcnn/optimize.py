@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from fastcnn.nn.folded import folding_of
 from fastcnn.ops.validation import DTYPES
+from fastcnn.replay import Replays, is_repeatable
 
 
 def _replace(module: nn.Module, dtype: torch.dtype | None, done: dict[int, nn.Module]) -> nn.Module:
@@ -43,11 +44,12 @@ class Optimized(nn.Module):
     """What `fastcnn.optimize` returns: ``body`` in inference form between two conversions of dtype.
 
     Takes what the model took, float tensors in float32 or in ``dtype``, and returns float32. No gradient passes.
+    With ``replays`` it runs a model of one tensor as fastcnn.replay describes.
     """
 
-    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, body: nn.Module, dtype: torch.dtype, replays: Replays | None = None) -> None:
         super().__init__()
-        self.body, self.dtype = body, dtype
+        self.body, self.dtype, self._replays = body, dtype, replays
 
     def _inwards(self, value: object) -> object:
         if not isinstance(value, Tensor) or value.dtype is self.dtype or not value.is_floating_point():
@@ -63,6 +65,10 @@ class Optimized(nn.Module):
 
     def _run(self, args: tuple, kwargs: dict) -> object:
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            if self._replays is not None and not torch.compiler.is_compiling():
+                y = self._replays.run(self.body, args[0])
+                if y is not None:
+                    return y
             y = self.body(self._inwards(args[0]))
         else:
             args, kwargs = tree_map(self._inwards, (args, kwargs))
@@ -97,7 +103,7 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(floating, torch.float32)
 
 
-def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def optimize(model: nn.Module, dtype: torch.dtype | None = None, replay: bool | None = None) -> nn.Module:
     """The inference form of a model or of a layer, a plain nn.Module in eval mode.
 
     fastcnn's layers and models become chains with BatchNorm folded into the weights (computed in float64, rounded
@@ -108,6 +114,10 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         model: a fastcnn model or layer, or a model that contains some.
         dtype: what to compute in: torch.float32, torch.bfloat16, torch.float16 or torch.float64; None: the parameters'
             own. The result takes float32 inputs (or ``dtype``'s) and returns float32 outputs, whatever ``dtype`` is.
+        replay: whether a CPU's third and later calls with one shape of input run the kernels of the second again,
+            on memory that is kept, and none of the Python between them. Changed weights, layers and hooks are seen.
+            None: where all modules are fastcnn's and torch's; for others, True says that their forward does the same for
+            every input of a shape.
 
     Raises:
         TypeError: model is no nn.Module, or dtype is another dtype.
@@ -119,4 +129,7 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     if isinstance(model, Optimized):
         raise TypeError("model: got what fastcnn.optimize returned, expected the model it came from")
     body = copy.deepcopy(model).eval().requires_grad_(False)
-    return Optimized(_replace(body, dtype, {}), dtype or _dtype_of(model)).eval()
+    own = dtype or _dtype_of(model)
+    body = _replace(body, dtype, {})
+    replays = Replays(own) if (is_repeatable(body) if replay is None else replay) else None
+    return Optimized(body, own, replays).eval()

@@ -4,8 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "bindings/call_list.h"
 #include "cpu/kernels.h"
 #include "ops/activation.h"
 
@@ -76,6 +79,7 @@ inline BackwardOutput backward_output(const py::tuple& t) {
 
 // (rows, channels, rows_per_sample, unit, threshold, scale, seed), seed: where the 64-bit seed and offset are
 inline DropoutMask dropout_mask(const py::tuple& t) {
+  if (CallList* list = CallList::recording()) list->refuse();
   DropoutMask m;
   m.rows = t[0].cast<int64_t>();
   m.channels = t[1].cast<int64_t>();
@@ -89,14 +93,21 @@ inline DropoutMask dropout_mask(const py::tuple& t) {
   return m;
 }
 
+template <class Call>
+void launch(Call call) {
+  if (CallList* list = CallList::recording()) list->add(call);
+  py::gil_scoped_release release;
+  call();
+}
+
 template <class Parameters>
 void launch(void (*kernel)(const Parameters&), const Parameters& parameters) {
-  py::gil_scoped_release release;
-  kernel(parameters);
+  launch([kernel, parameters] { kernel(parameters); });
 }
 
 void bind_convolutions(py::module_& m);
 void bind_passes(py::module_& m);
 void bind_capsules(py::module_& m);
+void bind_call_list(py::module_& m);
 
 }  // namespace fastcnn

@@ -68,8 +68,8 @@ void bind_pointwise(py::module_& m) {
     source.data = reinterpret_cast<const void*>(data);
     source.stride_k = stride_k;
     source.stride_n = stride_n;
-    py::gil_scoped_release release;
-    kernels().pack_matrix(source, dtype_of(dtype), reinterpret_cast<void*>(packed));
+    const Dtype compute = dtype_of(dtype);
+    launch([=, pack = kernels().pack_matrix] { pack(source, compute, reinterpret_cast<void*>(packed)); });
   });
   m.def("pointwise_forward", [](const py::tuple& g, int64_t k, int64_t n, int dtype, Pointer x, int64_t x_ld,
                                 const py::tuple& prologue, Pointer packed, const py::tuple& e) {
@@ -105,8 +105,7 @@ void bind_conv2d(py::module_& m) {
   m.def("conv2d_pack", [](const py::tuple& shape, const py::tuple& weight, Pointer packed) {
     const Conv2dShape s = conv2d_shape(shape);
     const Conv2dWeight w = conv2d_weight(weight);
-    py::gil_scoped_release release;
-    kernels().conv2d_pack(s, w, reinterpret_cast<void*>(packed));
+    launch([=, pack = kernels().conv2d_pack] { pack(s, w, reinterpret_cast<void*>(packed)); });
   });
   m.def("conv2d_forward", [](const py::tuple& shape, Pointer x, int64_t x_ld, const py::tuple& prologue,
                              Pointer packed, const py::tuple& e, const std::optional<py::tuple>& mask) {

@@ -7,9 +7,12 @@ same reason. A block is free again when no tensor's storage refers to it any mor
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
+import weakref
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +20,6 @@ from torch import Tensor
 # Below this size malloc serves from its heap without faults, and cheaper than a search here.
 SMALLEST = 1 << 20
 _GRAIN = 64 << 10  # a huge page would waste a quarter of a 6 MB output
-_SLACK = 8  # a block serves what is at most 1/8 smaller
 
 
 class _Block:
@@ -39,11 +41,13 @@ class BlockCache:
     """Blocks in use and blocks kept for the next output of about their size.
 
     Args:
-        limit: bytes that idle blocks may hold together; more are given back to the system, oldest first.
+        limit: bytes that idle blocks may hold together; more are given back to the system, oldest first. None: any.
+        smallest: bytes from which on an output lies in a block.
+        slack: how much larger than what it serves a block may be, as a part of that.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None, smallest: int = SMALLEST, slack: float = 1 / 8) -> None:
+        self.limit, self.smallest, self._slack = limit, smallest, slack
         self._blocks: list[_Block] = []
         self._lock = threading.Lock()
 
@@ -53,12 +57,23 @@ class BlockCache:
             storage = self._take(size).storage
             return torch.empty(0, dtype=dtype).set_(storage, 0, shape, stride)
 
+    def serves(self, size: int) -> bool:
+        """Whether an output of so many bytes lies in a block."""
+        return size >= self.smallest and self.limit != 0
+
+    def owns(self, storage: torch.UntypedStorage) -> bool:
+        """Whether that is the memory of a block."""
+        return any(block.storage.data_ptr() == storage.data_ptr() for block in self._blocks)
+
     def _take(self, size: int) -> _Block:
         size = (size + _GRAIN - 1) // _GRAIN * _GRAIN
-        for block in self._blocks:
-            if size <= block.size <= size + size // _SLACK and block.uses() == block.idle_uses:
-                return block
-        self.trim(self.limit)
+        most = size + size * self._slack
+        fitting = (b for b in self._blocks if size <= b.size <= most and b.uses() == b.idle_uses)
+        block = min(fitting, key=lambda b: b.size, default=None)
+        if block is not None:
+            return block
+        if self.limit is not None:
+            self.trim(self.limit)
         block = _Block(size)
         self._blocks.append(block)
         return block
@@ -86,25 +101,45 @@ def _limit() -> int:
 
 
 CACHE = BlockCache(_limit())
+# What else keeps memory for later calls, and can `forget` it.
+HOLDERS: weakref.WeakSet = weakref.WeakSet()
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def allocating_from(cache: BlockCache) -> Iterator[None]:
+    """Within the block this thread's outputs lie in that cache's blocks."""
+    before = _current()
+    _thread.cache = cache
+    try:
+        yield
+    finally:
+        _thread.cache = before
+
+
+def _current() -> BlockCache:
+    return getattr(_thread, "cache", CACHE)
 
 
 def empty_cache() -> None:
-    """Gives the memory of idle blocks back to the system."""
+    """Gives the memory of idle blocks, and what optimized models keep between their calls, back to the system."""
+    for holder in list(HOLDERS):
+        holder.forget()
     CACHE.trim()
 
 
 def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised channels_last tensor [n, c, h, w] in like's dtype unless given; a large one in memory used before."""
-    dtype = dtype or like.dtype
+    dtype, cache = dtype or like.dtype, _current()
     size = n * c * h * w * dtype.itemsize
-    if size < SMALLEST or not CACHE.limit:
+    if not cache.serves(size):
         return torch.empty((n, c, h, w), dtype=dtype, memory_format=torch.channels_last)
-    return CACHE.empty((n, c, h, w), (h * w * c, 1, w * c, c), dtype, size)
+    return cache.empty((n, c, h, w), (h * w * c, 1, w * c, c), dtype, size)
 
 
 def empty_like(x: Tensor) -> Tensor:
     """An uninitialised tensor in a dense x's dtype and layout; a large one in memory used before."""
-    size = x.numel() * x.element_size()
-    if size < SMALLEST or not CACHE.limit:
+    size, cache = x.numel() * x.element_size(), _current()
+    if not cache.serves(size):
         return torch.empty_like(x)
-    return CACHE.empty(tuple(x.shape), x.stride(), x.dtype, size)
+    return cache.empty(tuple(x.shape), x.stride(), x.dtype, size)

@@ -20,19 +20,19 @@ class PackedWeight:
         dtype: that the product computes in.
     """
 
-    __slots__ = ("_data", "_isa", "_pack", "dtype", "shape")
+    __slots__ = ("_pack", "_packed", "dtype", "shape")
 
     def __init__(self, pack: Callable[[], Tensor], shape: torch.Size, dtype: torch.dtype) -> None:
         """pack makes the bytes for the instruction set that is active when it is called."""
         self.shape, self.dtype, self._pack = shape, dtype, pack
-        self._isa: str | None = None
+        self._packed: dict[str, Tensor] = {}
 
     def bytes(self) -> Tensor:
-        """The packed bytes, made again when another instruction set has become active."""
+        """The packed bytes for the active instruction set; those for another one stay where they are."""
         isa = native.module().isa_active()
-        if isa != self._isa:
-            self._data, self._isa = self._pack(), isa
-        return self._data
+        if isa not in self._packed:
+            self._packed[isa] = self._pack()
+        return self._packed[isa]
 
 
 def source(weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcnn.ops import Affine, BatchNorm, Conv, activations, inference
+from fastcnn.ops.channel_join import is_traced
 from fastcnn.ops.layout import conv_out_sizes, to_nhwc
 from fastcnn.ops.validation import kernel_of
 
@@ -169,9 +170,9 @@ class FoldedChain(nn.Module):
             residual = to_nhwc(residual)
         # Buffers are looked up once: nn.Module's __getattr__ for each would cost as much as a kernel launch.
         plan = self._plan
-        if plan is None or torch.compiler.is_compiling():
+        if plan is None or is_traced(x):
             plan = self._build()
-            if not torch.compiler.is_compiling():
+            if not is_traced(x):
                 plan = self._plan = inference.pack(plan, self.dtype)
         return inference.run(x, plan, residual, out)
 

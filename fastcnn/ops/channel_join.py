@@ -16,7 +16,8 @@ from fastcnn.ops.layout import empty_nhwc, to_nhwc
 
 def is_traced(x: Tensor) -> bool:
     """Whether nothing is written in place: a graph is being made of what runs, or x has no memory."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or isinstance(x, FakeTensor)
+    compiler = torch.compiler
+    return compiler.is_compiling() or compiler.is_exporting() or torch.jit.is_tracing() or isinstance(x, FakeTensor)
 
 
 def check_sizes(shapes: Sequence[Sequence[int]]) -> None:
