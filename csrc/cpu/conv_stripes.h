@@ -17,14 +17,6 @@ constexpr int64_t kStripeBytes = 352 * 1024;
 constexpr int64_t kMostPanelWords = 8192, kBlockOfTapsWords = 256, kLongStripeBytes = 1400 * 1024;
 inline bool blocks_taps(const Conv2dShape& s, int64_t words) { return s.taps() * words > kMostPanelWords; }
 
-// For AMX: where a line fills less than kFullLine of a tile's 16 rows, or a panel passes through no L2, the
-// rows of all lines of a stripe are gathered into tiles: 9 x 9 of 256 channels to 256 on 6 x 6 takes half the
-// time so.
-constexpr int64_t kFullLine = 9;
-inline bool gathers_rows(const Conv2dShape& s, int64_t words) {
-  return s.taps() > 1 && (s.out_w < kFullLine || s.taps() * words > kMostPanelWords);
-}
-
 // Few input channels make short taps: whole patches are then copied into A tiles (patch_rows.h), or on AMX
 // kernel rows read as one tap each (merged_taps.h).
 constexpr int64_t kPatchChannels = 8;
@@ -44,6 +36,18 @@ inline StripeShape forward_stripe(const Conv2dShape& s) {
   t.span_h = int64_t(s.kernel_h - 1) * s.dilation_h + 1;
   t.span_w = int64_t(s.kernel_w - 1) * s.dilation_w + 1;
   return t;
+}
+
+// For AMX: where an image's lines fill little more than half of the rows that its blocks compute, or a panel
+// passes through no L2, the rows of all lines of a stripe are gathered into tiles, and sums leave them: 2 x 2
+// pixels, or 9 x 9 of 256 channels to 256 on 6 x 6, take half the time so. 3 x 3 on 7 x 7 takes 1.5 times as
+// long.
+inline bool gathers_rows(const Conv2dShape& s, int64_t words) {
+  if (s.taps() == 1) return false;
+  const StripeShape t = forward_stripe(s);
+  const int64_t pitch = t.line_pitch(t.source_columns(s.out_w)) / s.stride_w;
+  return s.taps() * words > kMostPanelWords ||
+         s.out_h * s.out_w * 9 < lines_cost(s.out_h, s.out_w, pitch) * 8 * 5;
 }
 
 // The data gradient's product for the input pixels (stride_h * i + h, stride_w * j + w): the taps that reach

@@ -213,6 +213,7 @@ class ConvWeightGradient {
     const LineUnits bands(shape_, stripe_.slot_floats() * 4, kBandBytes, begin, end);
     Stripe<Words> stripe = stripe_;
     DyTile<Words> dy = dy_;
+    stripe.hold(bands.longest());
     const size_t stripe_floats = size_t(round_up(stripe.floats(bands.longest()), 16));
     float* memory = thread_scratch(stripe_floats + size_t(dy.floats(bands.longest())));
     for (int64_t band = 0; band < bands.count; ++band) {

@@ -27,25 +27,25 @@ inline int64_t group_weight_floats(const Conv2dShape& s) {
 
 constexpr int kWidestGroup = 8;
 
-// c[q * ldc] = kOutputs neighbouring outputs of one vector of channels, in groups of `width`. x is the first
-// column of the first kernel row, `line` floats before the next row's, `pitch` before the next column's.
+// c[q * ldc] = kOutputs neighbouring outputs of one vector of channels, in groups of `width`. The first
+// column of a kernel row lies `lines[row]` floats from x, `pitch` before the next column.
 // Lanes of a group are taken one after the other: a column's three products go to three outputs, and the next
 // lane's wait for none of them.
 template <int kStride, int kOutputs>
-void group_outputs(const float* x, int64_t line, int64_t pitch, int kernel_h, int width, const float* weight,
-                   float* c, int64_t ldc) {
+void group_outputs(const float* x, const int64_t* lines, int64_t pitch, int kernel_h, int width,
+                   const float* weight, float* c, int64_t ldc) {
   LaneIndex lanes[kWidestGroup];
   for (int j = 0; j < width; ++j) lanes[j] = group_lane(width, j);
   V acc[kOutputs];
 #pragma GCC unroll 16
   for (int q = 0; q < kOutputs; ++q) acc[q] = zero();
-  for (int kh = 0; kh < kernel_h; ++kh, x += line)
+  for (int kh = 0; kh < kernel_h; ++kh)
     for (int j = 0; j < width; ++j, weight += kGroupTaps * kLanes) {
       const LaneIndex lane = lanes[j];
       V tap[kGroupTaps];
 #pragma GCC unroll 3
       for (int kw = 0; kw < kGroupTaps; ++kw) tap[kw] = load(weight + kw * kLanes);
-      const float* at = x;
+      const float* at = x + lines[kh];
 #pragma GCC unroll 32
       for (int column = 0; column < (kOutputs - 1) * kStride + kGroupTaps; ++column, at += pitch) {
         const V a = spread(load(at), lane);

@@ -44,10 +44,11 @@ void for_units(int64_t units, const Count& count, int64_t n, const Epilogue& e, 
   if (e.mean) merge_statistics(statistics.data(), units, count, n, pitch, e.mean, e.var);
 }
 
-// out = epilogue(A packed), A [pixels, k] made by fill(first, count, rows), packed [k, n].
-template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
-void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
-                     const Fill& fill) {
+// out = epilogue(A packed), A [pixels, k] and packed [k, n]: with_rows(first, count, rows, multiply) calls
+// multiply(a) with A's rows [first, first + count), of a tile that holds `rows`.
+template <class T, class WithRows>
+void product_of_rows(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
+                     const WithRows& with_rows) {
   using Words = typename WordsOf<T>::type;
   const PackedView<Words> b(packed, k);
   const int64_t rows = tile_rows<Words>(b.words, pixels), tiles = ceil_div(pixels, rows);
@@ -55,10 +56,23 @@ void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, c
   for_units(tiles, count_of, n, e,
             [&](int64_t tile, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) {
               const int64_t first = tile * rows, count = count_of(tile);
-              const Rows a = Rows::in_scratch(rows, b.words);
-              fill(first, count, a);
-              multiply_tile(a, count, b, first_panel, last_panel, StoreSink<T>(e, n, first, sums, true));
+              const StoreSink<T> sink(e, n, first, sums, true);
+              with_rows(first, count, rows,
+                        [&](const auto& a) { multiply_tile(a, count, b, first_panel, last_panel, sink); });
             });
+}
+
+// The same with rows that fill(first, count, rows) writes into scratch.
+template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
+void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
+                     const Fill& fill) {
+  const int64_t words = reduction_words<typename WordsOf<T>::type>(k);
+  product_of_rows<T>(pixels, k, n, packed, e,
+                     [&](int64_t first, int64_t count, int64_t rows, const auto& multiply) {
+                       const Rows a = Rows::in_scratch(rows, words);
+                       fill(first, count, a);
+                       multiply(a);
+                     });
 }
 
 }  // namespace

@@ -118,6 +118,14 @@ template <class T, class Prologue>
   return {static_cast<const T*>(x.data) + c, x.ld, n, prologue.at(c, n)};
 }
 
+// Whether a column's values are pairs of words as they lie in memory: halves that nothing is done to.
+template <class Words, class Column>
+constexpr bool kPlain = false;
+#if FASTCNN_ISA_LEVEL >= 3
+template <>
+inline constexpr bool kPlain<PairWords, InputColumn<bf16, PrologueOf<kIdentity>>> = true;
+#endif
+
 // A column of vectors that lie in scratch memory, whole and without a prologue.
 template <class F>
 struct StoredColumn {

@@ -23,6 +23,19 @@ struct StripeShape {
   // Source columns and lines that neighbouring output columns, or lines of one image, read.
   int64_t source_columns(int64_t count) const { return (count - 1) * stride_w + span_w; }
   int64_t source_lines(int64_t count) const { return (count - 1) * stride_h + span_h; }
+  // Source columns before the image and, of `count`, after it: zeros.
+  int64_t columns_before(int64_t count) const { return low_w < 0 ? (-low_w < count ? -low_w : count) : 0; }
+  int64_t columns_after(int64_t count) const {
+    const int64_t inside = source_w - low_w, before = columns_before(count);
+    return count - (inside < before ? before : inside < count ? inside : count);
+  }
+  // From a source line to the next, whole strides: the zeros after a line are those before the next one, but
+  // for a kernel that reaches less far than they do, and would have results in common.
+  int64_t line_pitch(int64_t count) const {
+    const int64_t before = columns_before(count), after = columns_after(count), reach = span_w - 1;
+    const int64_t shared = before < after ? before : after;
+    return round_up(count - (shared < reach ? shared : reach), stride_w);
+  }
   // f(first, count) for output lines [first, last), image by image.
   template <class F>
   void for_images(int64_t first, int64_t last, const F& f) const {
@@ -32,11 +45,12 @@ struct StripeShape {
       line += count;
     }
   }
-  // Source lines behind `count` consecutive output lines; a line of another image shares none with its
-  // neighbour.
+  // Places for the source lines behind `count` output lines of an image, whole strides of them.
+  int64_t image_slots(int64_t count) const { return round_up(source_lines(count), stride_h); }
+  // The same of several images; a line of another image shares none with its neighbour.
   int64_t slots(int64_t count) const {
     const int64_t breaks = (count + lines - 2) / lines;
-    return source_lines(count) + breaks * (span_h > stride_h ? span_h - stride_h : 0);
+    return count * stride_h + (breaks + 1) * (image_slots(1) - stride_h);
   }
 };
 
@@ -61,23 +75,34 @@ struct LineUnits {
   int64_t begin_;
 };
 
+// Source lines lie close, so that the rows of several output lines are one run with little between them: the
+// zeros after a line are those before the next one, a line's pixels are whole strides, and the lines that a
+// tap reads, every stride_h-th, follow each other.
 template <class Words>
 class Stripe {
  public:
   // `columns` is the least number of output columns that a line must hold.
   Stripe(const StripeShape& s, int64_t words, int64_t columns)
-      : s_(s), pitch_(odd_lines(words)), columns_(s.source_columns(columns)) {}
+      : s_(s),
+        pitch_(odd_lines(words)),
+        columns_(s.source_columns(columns)),
+        slot_columns_(s.line_pitch(columns_)) {}
 
-  int64_t slot_floats() const { return columns_ * pitch_; }
-  // An AMX tile may read up to 31 rows past the last pixel.
-  int64_t floats(int64_t lines) const { return s_.slots(lines) * slot_floats() + 32 * s_.stride_w * pitch_; }
+  int64_t slot_floats() const { return slot_columns_ * pitch_; }
+  // Of what `hold`s so many lines. The last one's zeros lie by themselves; an AMX tile may read up to 31 rows
+  // past the last pixel.
+  int64_t floats(int64_t lines) const {
+    return s_.slots(lines) * slot_floats() + (columns_ + 32 * s_.stride_w) * pitch_;
+  }
+  // The most output lines that are filled at once.
+  void hold(int64_t lines) { phase_slots_ = s_.slots(lines) / s_.stride_h; }
+
   int64_t column_step() const { return s_.stride_w * pitch_; }
-  int64_t tap(int64_t h, int64_t w) const { return h * slot_floats() + w * pitch_; }
+  int64_t tap(int64_t h, int64_t w) const { return place(h) * slot_floats() + w * pitch_; }
 
   // Where the first pixel of an output line begins to read.
-  const float* line(int64_t index) const { return data_ + slot(index) * slot_floats(); }
-
-  int64_t line_step() const { return s_.stride_h * slot_floats(); }
+  const float* line(int64_t index) const { return data_ + place(slot(index)) * slot_floats(); }
+  int64_t line_step() const { return slot_floats(); }
   // f(first, count) for output lines [first, last), image by image: within one they lie line_step() apart.
   template <class F>
   void for_images(int64_t first, int64_t last, const F& f) const {
@@ -89,24 +114,9 @@ class Stripe {
   template <class Column>
   void fill(float* data, int64_t first, int64_t last, int64_t channels, const Column& column) {
     open(data, first);
-    const int64_t padded = reduction_words<Words>(channels) * Words::kPerWord;
     for_source_lines(first, last, [&](int64_t image, int64_t h, float* out) {
       fill_line(image, h, out, [&](int64_t pixel, float* at, auto group) {
-        for_vector_pairs(
-            channels,
-            [&](int64_t c) {
-              const auto low = column(c), high = column(c + kLanes);
-              for (int i = 0; i < group; ++i)
-                store_channels<Words>(channel(at + i * pitch_, c), low(pixel + i, std::true_type()),
-                                      high(pixel + i, std::true_type()));
-            },
-            [&](int64_t c, auto whole) {
-              const auto value = column(c);
-              for (int i = 0; i < group; ++i)
-                store_channels<Words>(channel(at + i * pitch_, c), value(pixel + i, whole));
-            });
-        for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
-          for (int i = 0; i < group; ++i) store_channels<Words>(channel(at + i * pitch_, c), zero());
+        write_pixels(pixel, at, group, channels, column);
       });
     });
   }
@@ -132,9 +142,11 @@ class Stripe {
   int64_t slot(int64_t index) const {
     const int64_t image = index / s_.lines - image_, line = index % s_.lines;
     if (image == 0) return (line - line_) * s_.stride_h;
-    const int64_t opening = s_.source_lines(s_.lines - line_);
-    return opening + (image - 1) * s_.source_lines(s_.lines) + line * s_.stride_h;
+    const int64_t opening = s_.image_slots(s_.lines - line_);
+    return opening + (image - 1) * s_.image_slots(s_.lines) + line * s_.stride_h;
   }
+  // Slots of one remainder by stride_h follow each other.
+  int64_t place(int64_t slot) const { return slot % s_.stride_h * phase_slots_ + slot / s_.stride_h; }
 
   // f(image, source line, slot) for every slot that lines [first, last) read.
   template <class F>
@@ -142,7 +154,7 @@ class Stripe {
     for_images(first, last, [&](int64_t index, int64_t count) {
       const int64_t image = index / s_.lines, line = index % s_.lines, base = slot(index);
       for (int64_t i = 0; i < s_.source_lines(count); ++i)
-        f(image, line * s_.stride_h + s_.low_h + i, data_ + (base + i) * slot_floats());
+        f(image, line * s_.stride_h + s_.low_h + i, data_ + place(base + i) * slot_floats());
     });
   }
 
@@ -151,10 +163,36 @@ class Stripe {
     for (int64_t i = 0; i < pixels * pitch_; i += kLanes) store(out + i, zero());
   }
 
-  int64_t first_inside() const { return s_.low_w < 0 ? (-s_.low_w < columns_ ? -s_.low_w : columns_) : 0; }
-  int64_t last_inside() const {
-    const int64_t last = s_.source_w - s_.low_w;
-    return last < first_inside() ? first_inside() : last < columns_ ? last : columns_;
+  int64_t first_inside() const { return s_.columns_before(columns_); }
+  int64_t last_inside() const { return columns_ - s_.columns_after(columns_); }
+
+  template <class Group, class Column>
+  [[gnu::always_inline]] void write_pixels(int64_t pixel, float* at, Group group, int64_t channels,
+                                           const Column& column) const {
+    if constexpr (kPlain<Words, decltype(column(0))>) {
+      const auto from = column(0);
+      for (int i = 0; i < group; ++i)
+        for (int64_t c = 0; c < channels; c += 2 * kLanes)
+          store(reinterpret_cast<uint16_t*>(channel(at + i * pitch_, c)),
+                load_words(from.data + (pixel + i) * from.ld + c, int(channels - c)));
+      return;
+    }
+    const int64_t padded = reduction_words<Words>(channels) * Words::kPerWord;
+    for_vector_pairs(
+        channels,
+        [&](int64_t c) {
+          const auto low = column(c), high = column(c + kLanes);
+          for (int i = 0; i < group; ++i)
+            store_channels<Words>(channel(at + i * pitch_, c), low(pixel + i, std::true_type()),
+                                  high(pixel + i, std::true_type()));
+        },
+        [&](int64_t c, auto whole) {
+          const auto value = column(c);
+          for (int i = 0; i < group; ++i)
+            store_channels<Words>(channel(at + i * pitch_, c), value(pixel + i, whole));
+        });
+    for (int64_t c = round_up(channels, kLanes); c < padded; c += kLanes)
+      for (int i = 0; i < group; ++i) store_channels<Words>(channel(at + i * pitch_, c), zero());
   }
 
   // write(pixel, at, group) for the pixels of a source line that exist, `group` at a time, zeros for the
@@ -195,7 +233,8 @@ class Stripe {
   }
 
   const StripeShape& s_;
-  const int64_t pitch_, columns_;
+  const int64_t pitch_, columns_, slot_columns_;
+  int64_t phase_slots_ = 0;
   float* data_ = nullptr;
   int64_t image_ = 0, line_ = 0;
 };

@@ -76,6 +76,16 @@ void tap_microtile_to(const float* a, int64_t a_row, const Taps& taps, const flo
   sink.tile(acc, row, column);
 }
 
+// What rows cost AMX in eighths of them, where they fill blocks of 32: 16 alone load three tiles for two dot
+// products, in pairs four for four.
+inline int64_t block_cost(int64_t rows) { return rows / 32 * 4 + (rows % 32 > 16 ? 4 : rows % 32 ? 3 : 0); }
+
+// The same of an image's lines in a stripe: each by itself, or with the rows between them as one run.
+inline int64_t lines_cost(int64_t lines, int64_t pixels, int64_t pitch) {
+  const int64_t joined = block_cost((lines - 1) * pitch + pixels), single = lines * block_cost(pixels);
+  return joined < single ? joined : single;
+}
+
 #if FASTCNN_ISA_LEVEL >= 4
 // A line's rows of a few taps, from `row` on, into an A tile of taps x words.
 inline void gather_line(const float* from, int64_t step, const Taps& taps, int64_t pixels,
@@ -84,12 +94,6 @@ inline void gather_line(const float* from, int64_t step, const Taps& taps, int64
     for (int64_t t = 0; t < taps.count; ++t)
       for (int64_t word = 0; word < taps.words; word += kLanes)
         store(a.at(row + q, t * taps.words + word), load(from + taps.offsets[t] + word));
-}
-
-// What 16 rows of a block cost, in halves: alone they load three tiles for two dot products, in pairs four
-// for four.
-inline int64_t block_cost(int64_t rows) {
-  return rows / kAmxBlock * 4 + (rows % kAmxBlock > kTileRows ? 4 : rows % kAmxBlock ? 3 : 0);
 }
 
 // Rows are any number of bytes apart, and may overlap. Those of the last block beyond the run are computed

@@ -48,6 +48,10 @@ GEOMETRIES = [
     (2, 80, 17, 3, 3, (3, 3), ONE, (0, 0), ONE, 1),
     (3, 12, 20, 12, 11, (9, 9), (2, 2), (0, 0), ONE, 1),  # primary capsules: dx by scattering
     (2, 34, 24, 7, 6, (5, 4), (1, 2), (0, 1), ONE, 1),
+    (2, 40, 24, 35, 35, (3, 3), (2, 2), (0, 0), ONE, 1),  # lines of a stripe that are one run of rows
+    (3, 32, 40, 17, 17, (1, 7), ONE, (0, 3), ONE, 1),
+    (9, 48, 24, 8, 8, (3, 3), ONE, ONE, ONE, 1),
+    (9, 48, 24, 2, 3, (3, 3), ONE, ONE, ONE, 1),  # and rows gathered from them
     (5, 9, 270, 10, 9, (5, 5), (3, 2), (1, 0), (1, 2), 1),
     (40, 65, 12, 9, 9, (7, 7), ONE, (0, 0), ONE, 1),
     (2, 208, 18, 11, 10, (9, 9), (1, 2), (0, 1), ONE, 1),  # taps in blocks
@@ -104,9 +108,22 @@ def test_fuzz_few_channels(data: st.DataObject) -> None:
     cases.check("conv2d_bwd", backward_args(geometry, "full", (False, True, False), dtype), "cpu")
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_fuzz_stripes(data: st.DataObject) -> None:
+    draw = lambda lo, hi: data.draw(st.integers(lo, hi))  # noqa: E731
+    kernel, dilation, padding = (draw(1, 5), draw(1, 5)), (draw(1, 2), draw(1, 2)), (draw(0, 4), draw(0, 4))
+    size = [max(1, d * (k - 1) + 1 - 2 * p) + draw(0, 20) for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    where = kernel, (draw(1, 3), draw(1, 3)), padding, dilation, 1
+    geometry = (draw(1, 5), draw(8, 70), draw(1, 40), *size, *where)
+    dtype, variant = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(FORWARD))
+    cases.check("conv2d_fwd", forward_args(geometry, variant, dtype), "cpu")
+    cases.check("conv2d_bwd", backward_args(geometry, "full", NEEDS[0], dtype), "cpu")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[11], GEOMETRIES[-3]])
+@pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[11], GEOMETRIES[-3], GEOMETRIES[-5], GEOMETRIES[-8]])
 def test_what_is_not_finite_stays_in_its_windows(geometry, dtype, value, backend) -> None:
     if backend == "unfused":
         pytest.skip("torch's own multiplies what lies beyond a window by zeros")

@@ -31,6 +31,7 @@ GEOMETRIES = [
     (1, 40, 320, 1, 1, (1, 1)),  # one row takes the wide microtile
     (5, 320, 40, 1, 1, (1, 1)),
     (1, 64, 32, 40, 30, (1, 1)),
+    (1, 96, 40, 13, 15, (1, 1)),  # pixels that AMX reads where they are, and some that are copied
 ]
 
 
@@ -56,6 +57,16 @@ def backward_args(geometry, variant, needs, dtype=torch.float32, residual=False)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_forward(geometry, variant, dtype, backend, poison):
     cases.check("pointwise_fwd", forward_args(geometry, variant, dtype), backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [32, 34, 35, 96])
+def test_only_the_slice_is_read(channels, dtype, backend, poison):
+    buffer = torch.full((1, channels + 33, 13, 15), float("nan"), dtype=dtype).to(memory_format=torch.channels_last)
+    x, weight, *rest = forward_args((1, channels, 40, 13, 15, (1, 1)), "plain", dtype)
+    place = buffer[:, 16 : 16 + channels]
+    place.copy_(x)
+    cases.check("pointwise_fwd", (place, weight, *rest), backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

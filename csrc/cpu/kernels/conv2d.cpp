@@ -60,6 +60,7 @@ class ForwardByLines {
         b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         panels_(ceil_div(s_.n, kLanes)),
         offsets_(size_t(s_.taps())) {
+    stripe_.hold(units_.longest());
     for (int kh = 0; kh < s_.kernel_h; ++kh)
       for (int kw = 0; kw < s_.kernel_w; ++kw)
         offsets_[size_t(kh * s_.kernel_w + kw)] =
@@ -166,7 +167,7 @@ class ForwardByLines {
   const Conv2dShape& s_;
   const StripeShape shape_;
   const int64_t words_;
-  const Stripe<Words> stripe_;
+  Stripe<Words> stripe_;
   const LineUnits units_;
   const PackedView<Words> b_;
   const int64_t panels_;

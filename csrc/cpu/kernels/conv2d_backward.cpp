@@ -32,6 +32,7 @@ class DataGradient {
         pitch_(panels_ * kLanes),
         packed_(size_t(s_.taps() * panels_ * words_ * kLanes) + 1),
         offsets_(size_t(s_.taps()) + 1) {
+    stripe_.hold(units_.longest());
     int64_t tap = 0;
     for (int i = 0; i < phases_; ++i) {
       const DgradPhase phase = dgrad_phase(s_, i);
@@ -130,7 +131,7 @@ class DataGradient {
   const int phases_;
   const StripeShape shape_;
   const int64_t words_;
-  const Stripe<Words> stripe_;
+  Stripe<Words> stripe_;
   const LineUnits units_;
   const int64_t panels_, pitch_;
   mutable AlignedBuffer<float> packed_;

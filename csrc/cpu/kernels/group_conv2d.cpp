@@ -47,7 +47,11 @@ class GroupStencil {
         block_(s.channels < kBlockChannels ? round_up(s.channels, kLanes) : kBlockChannels),
         blocks_(ceil_div(s.channels, block_)),
         stripe_(shape_, block_, shape.columns),
-        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes) {}
+        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes),
+        lines_(size_t(s_.kernel_h)) {
+    stripe_.hold(units_.longest());
+    for (int kh = 0; kh < s_.kernel_h; ++kh) lines_[size_t(kh)] = stripe_.tap(int64_t(kh) * s_.dilation_h, 0);
+  }
 
   int64_t units() const { return units_.count; }
   int64_t pitch() const { return blocks_ * block_; }
@@ -89,20 +93,23 @@ class GroupStencil {
 
   template <int kOutputs>
   void multiply(const Lines& stripe, const float* x, int64_t channel, float* c) const {
-    const int64_t line = stripe.tap(s_.dilation_h, 0), pitch = stripe.tap(0, 1);
+    const int64_t pitch = stripe.tap(0, 1);
     const float* weight = weight_ + channel / kLanes * s_.taps() * width_ * kLanes;
     if (shape_.stride_w == 1)
-      group_outputs<1, kOutputs>(x, line, pitch, s_.kernel_h, int(width_), weight, c, kBlockChannels);
+      group_outputs<1, kOutputs>(x, lines_.data(), pitch, s_.kernel_h, int(width_), weight, c,
+                                 kBlockChannels);
     else
-      group_outputs<2, kOutputs>(x, line, pitch, s_.kernel_h, int(width_), weight, c, kBlockChannels);
+      group_outputs<2, kOutputs>(x, lines_.data(), pitch, s_.kernel_h, int(width_), weight, c,
+                                 kBlockChannels);
   }
 
   const Conv2dShape& s_;
   const StripeShape& shape_;
   const float* weight_;
   const int64_t width_, block_, blocks_;
-  const Lines stripe_;
+  Lines stripe_;
   const LineUnits units_;
+  AlignedBuffer<int64_t> lines_;  // of the kernel's rows, in floats
 };
 
 template <class T>
@@ -204,8 +211,10 @@ class GroupWeightGradient {
     std::memset(dw, 0, size_t(ceil_div(channels, kLanes) * vector_floats_) * sizeof(float));
     const LineUnits bands(shape_, (stripe_.slot_floats() + dy_.slot_floats()) * 4, kStripeBytes, begin, end);
     Stripe<FloatWords> stripe = stripe_, dy = dy_;
-    const size_t stripe_floats = size_t(stripe.floats(bands.longest() + 1));
-    float* memory = thread_scratch(stripe_floats + size_t(dy.floats(bands.longest() + 1)));
+    stripe.hold(bands.longest());
+    dy.hold(bands.longest());
+    const size_t stripe_floats = size_t(stripe.floats(bands.longest()));
+    float* memory = thread_scratch(stripe_floats + size_t(dy.floats(bands.longest())));
     for (int64_t band = 0; band < bands.count; ++band) {
       const int64_t first = bands.first(band), last = bands.first(band + 1);
       fill(first, last, c0, channels, stripe, memory, dy, memory + stripe_floats);
