@@ -1,6 +1,8 @@
 // Which input positions a pooling window covers along an axis, and which windows cover an input position.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/parallel.h"
 
 namespace fastcnn {
@@ -16,6 +18,14 @@ struct Window {
   }
   int64_t count() const { return last - first; }
 };
+
+// f(count), as a constant for the windows that networks have.
+template <class F>
+[[gnu::always_inline]] inline void with_window(int64_t count, const F& f) {
+  if (count == 3) return f(std::integral_constant<int64_t, 3>());
+  if (count == 2) return f(std::integral_constant<int64_t, 2>());
+  f(count);
+}
 
 // Output positions whose windows reach an input position.
 struct Reach {

@@ -44,35 +44,43 @@ void for_units(int64_t units, const Count& count, int64_t n, const Epilogue& e, 
   if (e.mean) merge_statistics(statistics.data(), units, count, n, pitch, e.mean, e.var);
 }
 
-// out = epilogue(A packed), A [pixels, k] and packed [k, n]: with_rows(first, count, rows, multiply) calls
-// multiply(a) with A's rows [first, first + count), of a tile that holds `rows`.
-template <class T, class WithRows>
-void product_of_rows(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
-                     const WithRows& with_rows) {
+// Pixels [first, first + count) of a product times panels [first_panel, last_panel); the largest unit has
+// `rows` pixels.
+template <class T>
+struct ProductUnit {
+  int64_t first, count, rows, first_panel, last_panel;
+  const PackedView<typename WordsOf<T>::type>& b;
+  const StoreSink<T>& sink;
+};
+
+// out = epilogue(A packed), A [pixels, k] and packed [k, n], unit by unit: multiply(unit).
+template <class T, class Multiply>
+void for_product_units(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
+                       const Multiply& multiply) {
   using Words = typename WordsOf<T>::type;
   const PackedView<Words> b(packed, k);
   const int64_t rows = tile_rows<Words>(b.words, pixels), tiles = ceil_div(pixels, rows);
   const auto count_of = [&](int64_t tile) { return tile + 1 < tiles ? rows : pixels - tile * rows; };
   for_units(tiles, count_of, n, e,
             [&](int64_t tile, int64_t first_panel, int64_t last_panel, const StatisticsUnit* sums) {
-              const int64_t first = tile * rows, count = count_of(tile);
+              const int64_t first = tile * rows;
               const StoreSink<T> sink(e, n, first, sums, true);
-              with_rows(first, count, rows,
-                        [&](const auto& a) { multiply_tile(a, count, b, first_panel, last_panel, sink); });
+              multiply(ProductUnit<T>{first, count_of(tile), rows, first_panel, last_panel, b, sink});
             });
 }
 
-// The same with rows that fill(first, count, rows) writes into scratch.
+// A unit whose rows fill(first, count, rows) writes into scratch.
+template <class Rows, class T, class Fill>
+void multiply_filled(const ProductUnit<T>& unit, const Fill& fill) {
+  const Rows a = Rows::in_scratch(unit.rows, unit.b.words);
+  fill(unit.first, unit.count, a);
+  multiply_tile(a, unit.count, unit.b, unit.first_panel, unit.last_panel, unit.sink);
+}
+
 template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
 void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
                      const Fill& fill) {
-  const int64_t words = reduction_words<typename WordsOf<T>::type>(k);
-  product_of_rows<T>(pixels, k, n, packed, e,
-                     [&](int64_t first, int64_t count, int64_t rows, const auto& multiply) {
-                       const Rows a = Rows::in_scratch(rows, words);
-                       fill(first, count, a);
-                       multiply(a);
-                     });
+  for_product_units<T>(pixels, k, n, packed, e, [&](const auto& unit) { multiply_filled<Rows>(unit, fill); });
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ struct Ordered {
 
   static V position(int64_t i) { return set(float(i)); }
   static V sum(V a, V b) { return add(a, b); }
+  static V get(const float* p) { return load(p); }
   static V get(const float* p, int64_t n) { return load_upto(p, n); }
   static void put(float* p, V v, int64_t n) { store_upto(p, v, n); }
 };
@@ -31,10 +32,9 @@ struct Ordered<bf16> {
 
   static W position(int64_t i) { return words_of(uint16_t(i)); }
   static W sum(W a, W b) { return add_words(a, b); }
-  static W get(const bf16* p, int64_t n) {
-    const W w = load_words(p, n < kCount ? int(n) : kCount);
-    return sub_words(add_words(flip_negative(w), words_of(kInfinity)), signs(w));
-  }
+  static W ordered(W w) { return sub_words(add_words(flip_negative(w), words_of(kInfinity)), signs(w)); }
+  static W get(const bf16* p) { return ordered(load(reinterpret_cast<const uint16_t*>(p))); }
+  static W get(const bf16* p, int64_t n) { return ordered(load_words(p, n < kCount ? int(n) : kCount)); }
   static void put(bf16* p, W w, int64_t n) {
     const W number = sub_words(w, words_of(kInfinity));
     store_words(p, flip_negative(add_words(number, signs(number))), n < kCount ? int(n) : kCount);
@@ -58,17 +58,22 @@ struct ColumnMaxima {
   // `count` elements from x on, whose lines are `line` elements apart, to the buffer at `at`.
   void take(const T* x, int64_t line, int64_t lines, int64_t count, int64_t at, int64_t first,
             int64_t kernel_w) {
-    for (int64_t c = 0; c < count; c += O::kCount) {
-      auto best = O::get(x + c, count - c);
-      [[maybe_unused]] auto index = O::position(first * kernel_w);
-      for (int64_t r = 1; r < lines; ++r) {
-        const auto value = O::get(x + r * line + c, count - c);
-        if constexpr (kIndexed) index = where_gt(value, best, O::position((first + r) * kernel_w), index);
-        best = maximum(best, value);
-      }
-      store(largest + at + c, best);
-      if constexpr (kIndexed) store(row + at + c, index);
-    }
+    with_window(lines, [&](auto n) {
+      const auto vector = [&](int64_t c, auto... rest) {
+        auto best = O::get(x + c, rest...);
+        [[maybe_unused]] auto index = O::position(first * kernel_w);
+        for (int64_t r = 1; r < n; ++r) {
+          const auto value = O::get(x + r * line + c, rest...);
+          if constexpr (kIndexed) index = where_gt(value, best, O::position((first + r) * kernel_w), index);
+          best = maximum(best, value);
+        }
+        store(largest + at + c, best);
+        if constexpr (kIndexed) store(row + at + c, index);
+      };
+      int64_t c = 0;
+      for (; c + O::kCount <= count; c += O::kCount) vector(c);
+      if (c < count) vector(c, count - c);
+    });
   }
 };
 
@@ -91,26 +96,27 @@ void forward_row(const MaxPool2dForward& p, int64_t row) {
   for (int64_t q = 0; q < p.out_w; ++q, out += p.out_ld) {
     const Window w(q, p.kernel_w, p.stride_w, p.pad_w, p.in_w);
     const int64_t left = w.first - (q * p.stride_w - p.pad_w);
-    for (int64_t c = 0; c < p.channels; c += O::kCount) {
-      const int64_t at = w.first * p.channels + c, rest = p.channels - c;
-      auto best = load(columns.largest + at);
-      if constexpr (kIndexed) {
-        auto index = O::sum(load(columns.row + at), O::position(left));
-        for (int64_t s = 1; s < w.count(); ++s) {
-          const auto value = load(columns.largest + at + s * p.channels);
-          const auto own = O::sum(load(columns.row + at + s * p.channels), O::position(left + s));
-          // Of equal ones the first in the window's order, as in torch.
-          index = where_gt(value, best, own, where_gt(best, value, index, min(index, own)));
-          best = maximum(best, value);
+    with_window(w.count(), [&](auto n) {
+      for (int64_t c = 0; c < p.channels; c += O::kCount) {
+        const int64_t at = w.first * p.channels + c, rest = p.channels - c;
+        auto best = load(columns.largest + at);
+        if constexpr (kIndexed) {
+          auto index = O::sum(load(columns.row + at), O::position(left));
+          for (int64_t s = 1; s < n; ++s) {
+            const auto value = load(columns.largest + at + s * p.channels);
+            const auto own = O::sum(load(columns.row + at + s * p.channels), O::position(left + s));
+            // Of equal ones the first in the window's order, as in torch.
+            index = where_gt(value, best, own, where_gt(best, value, index, min(index, own)));
+            best = maximum(best, value);
+          }
+          store_bytes(p.index + (row * p.out_w + q) * p.channels + c, index,
+                      int(rest < O::kCount ? rest : O::kCount));
+        } else {
+          for (int64_t s = 1; s < n; ++s) best = maximum(best, load(columns.largest + at + s * p.channels));
         }
-        store_bytes(p.index + (row * p.out_w + q) * p.channels + c, index,
-                    int(rest < O::kCount ? rest : O::kCount));
-      } else {
-        for (int64_t s = 1; s < w.count(); ++s)
-          best = maximum(best, load(columns.largest + at + s * p.channels));
+        O::put(out + c, best, rest);
       }
-      O::put(out + c, best, rest);
-    }
+    });
   }
 }
 
