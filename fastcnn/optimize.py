@@ -68,7 +68,7 @@ class Optimized(nn.Module):
             if self._replays is not None and not torch.compiler.is_compiling():
                 y = self._replays.run(self.body, args[0])
                 if y is not None:
-                    return y
+                    return y[0]
             y = self.body(self._inwards(args[0]))
         else:
             args, kwargs = tree_map(self._inwards, (args, kwargs))
@@ -114,10 +114,10 @@ def optimize(model: nn.Module, dtype: torch.dtype | None = None, replay: bool | 
         model: a fastcnn model or layer, or a model that contains some.
         dtype: what to compute in: torch.float32, torch.bfloat16, torch.float16 or torch.float64; None: the parameters'
             own. The result takes float32 inputs (or ``dtype``'s) and returns float32 outputs, whatever ``dtype`` is.
-        replay: whether a CPU's third and later calls with one shape of input run the kernels of the second again,
-            on memory that is kept, and none of the Python between them. Changed weights, layers and hooks are seen.
-            None: where all modules are fastcnn's and torch's; for others, True says that their forward does the same for
-            every input of a shape.
+        replay: whether a CPU's fourth and later calls with one shape of input run the kernels of the second again,
+            on memory that is kept, and none of the Python between them (fastcnn.replay.Replays). Changed weights, layers
+            and hooks are seen. None: where all modules are fastcnn's and torch.nn's; for others, True says that their
+            forward does the same for every input of a shape.
 
     Raises:
         TypeError: model is no nn.Module, or dtype is another dtype.

@@ -8,19 +8,23 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._pytree import tree_map
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastcnn import backends, cpu, native
 from fastcnn.cpu import memory
 from fastcnn.cpu.recording import Recording
 
 MOST_SHAPES = 8  # of inputs, whose lists are kept
-_TRUSTED = ("fastcnn", "torch")  # packages whose modules' forward does the same for inputs of the same shape
+_MOST_CHANGES = 3  # that a model may make to itself, before its lists are given up
+_TRUSTED = ("fastcnn.", "torch.nn.")  # packages whose modules' forward does the same for inputs of the same shape
+_PLAIN = (int, float, bool, str, type(None))
 
 
 def is_repeatable(body: nn.Module) -> bool:
     """Whether all modules are of those whose forward does the same for inputs of the same shape."""
-    return all(type(module).__module__.partition(".")[0] in _TRUSTED for module in body.modules())
+    return all(type(m).__module__.startswith(_TRUSTED) and "forward" not in m.__dict__ for m in body.modules())
 
 
 def _arena() -> memory.BlockCache:
@@ -28,17 +32,27 @@ def _arena() -> memory.BlockCache:
     return memory.BlockCache(limit=None, smallest=4096, slack=15.0)
 
 
-def _is_seen_by_others(x: Tensor) -> bool:
+def _is_ordinary(x: Tensor) -> bool:
+    return type(x) is Tensor and x.device.type == "cpu" and x.layout is torch.strided and not x.is_nested
+
+
+def _is_watched() -> bool:
     """Whether something watches or transforms what torch runs, and would not see a list of kernels."""
     return (
-        type(x) is not Tensor
-        or backends.is_observed()
+        backends.is_observed()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
+        or (torch._C._len_torch_function_stack() > 0 and not _only_names_the_cpu())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.jit.is_tracing()
+        or torch.autograd._profiler_enabled()
         or bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
     )
+
+
+def _only_names_the_cpu() -> bool:
+    """Whether all there is on the stack of modes is torch.set_default_device("cpu")."""
+    modes = _get_current_function_mode_stack()
+    return all(type(mode) is DeviceContext and mode.device.type == "cpu" for mode in modes)
 
 
 def _own_copy(value: object) -> object:
@@ -46,6 +60,18 @@ def _own_copy(value: object) -> object:
     if not isinstance(value, Tensor):
         return value
     return value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+
+
+def _are_equal(a: object, b: object) -> bool:
+    """Whether two outputs of `_own_copy` have the same values, of which NaN is one."""
+    ours, theirs = tree_leaves(a), tree_leaves(b)
+    if len(ours) != len(theirs):
+        return False
+    return all(_is_equal(p, q) if isinstance(p, Tensor) else p == q for p, q in zip(ours, theirs, strict=True))
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0, 0, equal_nan=True)
 
 
 class _State:
@@ -57,14 +83,13 @@ class _State:
         self._hooks = [d[kind] for d in own for kind in ("_forward_hooks", "_forward_pre_hooks")]
         tensors = [d[kind] for d in own for kind in ("_parameters", "_buffers")]
         self._tensors = [t for d in tensors for t in d.values() if t is not None]
-        dicts = [*own, *(d["_modules"] for d in own), *tensors]
         # Held, so that memory that kernels read lives as long as their list.
-        self._held = native.module().Held(dicts)
+        self._snapshot = native.module().DictSnapshot([*own, *(d["_modules"] for d in own), *tensors])
         # Tensors made in inference mode count no versions: that one is written to would not be seen.
         self.is_visible = not any(t.is_inference() for t in self._tensors)
-        self._versions = self._now() if self.is_visible else []
+        self._versions = self._versions_now() if self.is_visible else []
 
-    def _now(self) -> list[tuple[int, int]]:
+    def _versions_now(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), t._version) for t in self._tensors]
 
     def has_hooks(self) -> bool:
@@ -73,37 +98,48 @@ class _State:
 
     def is_of(self, body: nn.Module) -> bool:
         """Whether that is the body, and its modules hold what they held."""
-        same = body is self._body and self._held.unchanged()
-        return same and (not self.is_visible or self._now() == self._versions)
+        same = body is self._body and self._snapshot.unchanged()
+        return same and (not self.is_visible or self._versions_now() == self._versions)
 
 
-class _List:
+class _KernelList:
     """The kernels of one call of a body, with the memory that they read and write."""
 
     def __init__(self, body: nn.Module, x: Tensor, dtype: torch.dtype, arena: memory.BlockCache) -> None:
         """Runs the body on x, which afterwards `output` returns."""
         self._recording = Recording(arena)
+        self.is_checked = False
         with torch.inference_mode(False), torch.no_grad():  # or the memory could only be written to in that mode
             self._x = torch.empty_like(x, dtype=dtype if x.is_floating_point() else x.dtype).copy_(x)
             with self._recording.notes():
-                self._y = body(self._x)
+                self._y = body(self._x.detach())
         self.refusal = self._recording.refusal
+        for leaf in tree_leaves(self._y):
+            if not (_is_ordinary(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, _PLAIN)):
+                self.refusal = f"a {type(leaf).__name__} is returned"
 
     def run(self, x: Tensor) -> object:
+        """The output for x."""
         self._x.copy_(x)
         self._recording.run()
         return self.output()
 
     def output(self) -> object:
+        """The last output, in memory of its own."""
         return _own_copy(self._y) if isinstance(self._y, Tensor) else tree_map(_own_copy, self._y)
+
+    def kept_bytes(self) -> int:
+        """Bytes of memory beside the arena's."""
+        return self._x.untyped_storage().nbytes() + self._recording.kept_bytes()
 
 
 class Replays:
     """The lists of kernels of one inference form, one for each shape of its input.
 
-    A shape's first call runs as it is, the second is recorded, later ones are replayed: the same kernels on the same
-    memory, but nothing between them. Whatever a list cannot know is asked before each call: whether weights, layers,
-    hooks, threads or the instruction set have changed, and whether something watches. Then the model runs as it is.
+    A shape's first call runs as it is, the second is recorded, the third runs both ways to compare the results, and later
+    ones are replayed: the same kernels on the same memory, but nothing between them. Whatever a list cannot know is asked
+    before each call: whether weights, layers, their attributes, hooks, threads or the instruction set have changed, and
+    whether something watches. Then the model runs as it is. An input that a first layer would write to stays as it is.
 
     Args:
         dtype: that the body computes in.
@@ -111,46 +147,54 @@ class Replays:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._lock = threading.Lock()
-        self._start_anew()
+        self._changes = 0
+        self._reset()
+        self.renew_lock()
         memory.HOLDERS.add(self)
 
     def __reduce__(self) -> tuple:
         return Replays, (self._dtype,)
 
-    def _start_anew(self) -> None:
-        self._lists: OrderedDict[tuple, _List | str | None] = OrderedDict()  # a list, why none, or None: seen once
+    def _reset(self) -> None:
+        self._lists: OrderedDict[tuple, _KernelList | str | None] = OrderedDict()  # a list, why none, or seen once
         self._state: _State | None = None
         self._arena = _arena()
+
+    def renew_lock(self) -> None:
+        """For a process that was forked while another thread held it."""
+        self._lock = threading.Lock()
 
     def forget(self) -> None:
         """Gives all lists and their memory up."""
         with self._lock:
-            self._start_anew()
+            self._reset()
 
     def held(self) -> int:
         """Bytes of memory that the lists keep."""
-        return self._arena.held()
+        return self._arena.held() + sum(kept.kept_bytes() for kept in self._recorded())
 
-    def run(self, body: nn.Module, x: Tensor) -> object | None:
+    def _recorded(self) -> list[_KernelList]:
+        return [kept for kept in self._lists.values() if isinstance(kept, _KernelList)]
+
+    def run(self, body: nn.Module, x: Tensor) -> tuple[object] | None:
         """The body's output for x in float32, or None where it has to run as it is."""
-        if x.device.type != "cpu" or x.numel() == 0 or not memory.CACHE.limit or cpu.unavailable():
+        if not _is_ordinary(x) or x.numel() == 0 or not memory.CACHE.limit or cpu.unavailable():
             return None
         if x.is_floating_point() and x.dtype not in (torch.float32, self._dtype):
             return None
-        if _is_seen_by_others(x) or not self._lock.acquire(blocking=False):
+        if _is_watched() or not self._lock.acquire(blocking=False):
             return None
         try:
             return self._replayed(body, x)
         finally:
             self._lock.release()
 
-    def _replayed(self, body: nn.Module, x: Tensor) -> object | None:
+    def _replayed(self, body: nn.Module, x: Tensor) -> tuple[object] | None:
         if self._state is not None:
             if self._state.has_hooks():
                 return None
             if not self._state.is_of(body):
-                self._start_anew()
+                self._reset()
         key = (
             x.shape, x.stride(), x.dtype,
             native.module().isa_active(), torch.get_num_threads(), backends.forced(),
@@ -164,22 +208,51 @@ class Replays:
         found = self._lists[key]
         if found is None:
             return self._record(body, x, key)
-        return found.run(x) if isinstance(found, _List) else None
-
-    def _record(self, body: nn.Module, x: Tensor, key: tuple) -> object | None:
-        self._state = self._state or _State(body)
-        if self._state.has_hooks() or not self._state.is_visible:
+        if isinstance(found, str):
             return None
-        memory.CACHE.trim()  # what the call before held: the arena takes its place
-        made = _List(body, x, self._dtype, self._arena)
-        output = made.output()
+        return (found.run(x),) if found.is_checked else self._check(body, x, key, found)
+
+    def _record(self, body: nn.Module, x: Tensor, key: tuple) -> tuple[object] | None:
+        """The second call. Where it fails, the model as it is says why."""
+        try:
+            self._state = self._state or _State(body)
+            if self._state.has_hooks() or not self._state.is_visible:
+                return None
+            memory.CACHE.trim()  # what the call before held: the arena takes its place
+            made = _KernelList(body, x, self._dtype, self._arena)
+        except Exception as error:  # whatever an unknown module raises
+            self._refuse(key, f"recording raised {type(error).__name__}: {error}")
+            return None
         if not self._state.is_of(body):
-            self._start_anew()
-            self._lists[key] = "the model changes when it runs"
-        elif self._arena.held() > memory.CACHE.limit:
-            size = self._arena.held()
-            self._start_anew()
-            self._lists[key] = f"{size} bytes of memory are more than FASTCNN_CACHE_MB"
+            self._changes += 1
+            self._reset()
+            self._lists[key] = None if self._changes <= _MOST_CHANGES else "the model changes when it runs"
+        elif made.refusal:
+            self._refuse(key, made.refusal)
         else:
-            self._lists[key] = made.refusal or made
-        return output
+            self._lists[key] = made
+            self._limit(key)
+        return (made.output(),)
+
+    def _check(self, body: nn.Module, x: Tensor, key: tuple, found: _KernelList) -> tuple[object]:
+        """The third call: what no rule foresees shows in its results."""
+        given = x.to(self._dtype, copy=True) if x.is_floating_point() else x.clone()
+        expected = tree_map(_own_copy, body(given))
+        found.is_checked = _are_equal(found.run(x), expected)
+        if not found.is_checked:
+            self._refuse(key, "its second run made other values than the model")
+        return (expected,)
+
+    def _refuse(self, key: tuple, why: str) -> None:
+        self._lists[key] = why
+        if not self._recorded():
+            self._arena = _arena()
+
+    def _limit(self, key: tuple) -> None:
+        """Gives the other lists up, or the newest where it is alone, if they hold too much."""
+        held = self.held()
+        if held <= memory.CACHE.limit:
+            return
+        alone = len(self._recorded()) == 1
+        self._reset()
+        self._lists[key] = f"{held} bytes of memory are more than FASTCNN_CACHE_MB" if alone else None

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "bindings/call_list.h"
+#include "cpu/call_list.h"
 #include "cpu/kernels.h"
 #include "ops/activation.h"
 

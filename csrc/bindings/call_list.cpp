@@ -1,4 +1,4 @@
-#include "bindings/call_list.h"
+#include "cpu/call_list.h"
 
 #include "bindings/arguments.h"
 
@@ -7,9 +7,9 @@ namespace fastcnn {
 namespace {
 
 // The values of Python dicts at one time.
-class Held {
+class DictSnapshot {
  public:
-  explicit Held(std::vector<py::dict> dicts) : dicts_(std::move(dicts)) {
+  explicit DictSnapshot(std::vector<py::dict> dicts) : dicts_(std::move(dicts)) {
     for (const py::dict& dict : dicts_)
       for (const auto& item : dict) values_.push_back(py::reinterpret_borrow<py::object>(item.second));
   }
@@ -31,7 +31,9 @@ class Held {
 }  // namespace
 
 void bind_call_list(py::module_& m) {
-  py::class_<Held>(m, "Held").def(py::init<std::vector<py::dict>>()).def("unchanged", &Held::unchanged);
+  py::class_<DictSnapshot>(m, "DictSnapshot")
+      .def(py::init<std::vector<py::dict>>())
+      .def("unchanged", &DictSnapshot::unchanged);
   py::class_<CallList>(m, "CallList")
       .def(py::init())
       .def("__len__", &CallList::size)

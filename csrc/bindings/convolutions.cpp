@@ -111,9 +111,12 @@ void bind_conv2d(py::module_& m) {
                              Pointer packed, const py::tuple& e, const std::optional<py::tuple>& mask) {
     Conv2dForward p{conv2d_shape(shape), activations(x, x_ld), affine(prologue),
                     reinterpret_cast<const void*>(packed), epilogue(e)};
-    const DropoutMask own = mask ? dropout_mask(*mask) : DropoutMask();
-    if (mask) p.epilogue.mask = &own;
-    launch(kernels().conv2d_forward, p);
+    if (!mask) return launch(kernels().conv2d_forward, p);
+    launch([p, own = dropout_mask(*mask), kernel = kernels().conv2d_forward] {
+      Conv2dForward masked = p;
+      masked.epilogue.mask = &own;
+      kernel(masked);
+    });
   });
   m.def("conv2d_backward", [](const py::tuple& shape, const py::tuple& up, const py::tuple& input,
                               const py::tuple& weight, const py::tuple& output, const py::tuple& dw_layout) {

@@ -27,7 +27,8 @@ class _Block:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        pages = mmap.mmap(-1, size)
+        # Private: a process forked from this one writes to pages of its own, and only private ones can be huge everywhere.
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         self.storage = torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
@@ -49,7 +50,7 @@ class BlockCache:
     def __init__(self, limit: int | None, smallest: int = SMALLEST, slack: float = 1 / 8) -> None:
         self.limit, self.smallest, self._slack = limit, smallest, slack
         self._blocks: list[_Block] = []
-        self._lock = threading.Lock()
+        self.renew_lock()
 
     def empty(self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, size: int) -> Tensor:
         """An uninitialised tensor of ``size`` bytes in a block that no tensor uses."""
@@ -63,7 +64,8 @@ class BlockCache:
 
     def owns(self, storage: torch.UntypedStorage) -> bool:
         """Whether that is the memory of a block."""
-        return any(block.storage.data_ptr() == storage.data_ptr() for block in self._blocks)
+        with self._lock:
+            return any(block.storage.data_ptr() == storage.data_ptr() for block in self._blocks)
 
     def _take(self, size: int) -> _Block:
         size = (size + _GRAIN - 1) // _GRAIN * _GRAIN
@@ -73,13 +75,17 @@ class BlockCache:
         if block is not None:
             return block
         if self.limit is not None:
-            self.trim(self.limit)
+            self._trim(self.limit)
         block = _Block(size)
         self._blocks.append(block)
         return block
 
     def trim(self, limit: int = 0) -> None:
         """Gives idle blocks back to the system until they hold no more than ``limit`` bytes."""
+        with self._lock:
+            self._trim(limit)
+
+    def _trim(self, limit: int) -> None:
         idle = [block for block in self._blocks if block.uses() == block.idle_uses]
         held = sum(block.size for block in idle)
         for block in idle:
@@ -90,7 +96,12 @@ class BlockCache:
 
     def held(self) -> int:
         """Bytes in all blocks, in use or idle."""
-        return sum(block.size for block in self._blocks)
+        with self._lock:
+            return sum(block.size for block in self._blocks)
+
+    def renew_lock(self) -> None:
+        """For a process that was forked while another thread held it."""
+        self._lock = threading.RLock()  # whoever sees torch's ops sees those of `empty`, and asks `owns`
 
 
 def _limit() -> int:
@@ -101,9 +112,37 @@ def _limit() -> int:
 
 
 CACHE = BlockCache(_limit())
-# What else keeps memory for later calls, and can `forget` it.
-HOLDERS: weakref.WeakSet = weakref.WeakSet()
 _thread = threading.local()
+
+
+class Holders:
+    """What else keeps memory for later calls: objects that can `forget` it and, after a fork, `renew_lock`."""
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakSet = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, holder: object) -> None:
+        """Remembers a holder as long as it lives."""
+        with self._lock:
+            self._held.add(holder)
+
+    def all(self) -> list:
+        """Those that live."""
+        with self._lock:
+            return list(self._held)
+
+    def renew_locks(self) -> None:
+        """For a process that was forked while another thread held one."""
+        self._lock = threading.Lock()
+        CACHE.renew_lock()
+        for holder in self.all():
+            holder.renew_lock()
+
+
+HOLDERS = Holders()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=HOLDERS.renew_locks)
 
 
 @contextlib.contextmanager
@@ -123,7 +162,7 @@ def _current() -> BlockCache:
 
 def empty_cache() -> None:
     """Gives the memory of idle blocks, and what optimized models keep between their calls, back to the system."""
-    for holder in list(HOLDERS):
+    for holder in HOLDERS.all():
         holder.forget()
     CACHE.trim()
 

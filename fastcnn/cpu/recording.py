@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastcnn import backends, native
 from fastcnn.cpu import memory
@@ -38,7 +38,7 @@ class Recording:
         self._calls = native.module().CallList()
         self._arena, self._noted = arena, 0
         self._steps: list[Callable[[], object]] = []
-        self._kept: list[Tensor] = []  # memory that is neither the arena's nor an argument of a step
+        self._kept: list[Tensor] = []  # results of torch's own ops: memory that the arena does not hold
 
     @contextlib.contextmanager
     def notes(self) -> Iterator[None]:
@@ -70,6 +70,8 @@ class Recording:
         self.refusal = self.refusal or _refusal(func, args, kwargs, results, self._arena)
         if self.refusal or torch.Tag.inplace_view in func.tags:
             return
+        # As they are now: an op that gives a tensor another shape in place may follow.
+        args, kwargs, results = tree_map(_alias, (args, kwargs, results))
         if name in _ALLOCATIONS:
             self._kept += results
             return
@@ -77,12 +79,17 @@ class Recording:
             step = partial(func, *args, **kwargs)
         elif _are_views(results, args, kwargs):
             return
-        elif name in _COPIES:
-            step = partial(results[0].detach().copy_, args[0])
         else:
-            step = partial(_run_again, func, args, kwargs, [r.detach() for r in results])
+            self._kept += results
+            copies = name in _COPIES
+            step = partial(results[0].copy_, args[0]) if copies else partial(_run_again, func, args, kwargs, results)
         self._note_calls()
         self._steps.append(step)
+
+    def kept_bytes(self) -> int:
+        """Bytes of memory that the arena does not hold."""
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in self._kept}
+        return sum(storages.values())
 
 
 class _TorchOps(TorchDispatchMode):
@@ -107,6 +114,11 @@ class _TorchOps(TorchDispatchMode):
         return result
 
 
+def _alias(value: object) -> object:
+    """A tensor with the same memory, whose shape is its own."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _are_views(results: Sequence, args: Sequence, kwargs: dict) -> bool:
     """Whether all results are memory of the arguments."""
     owned = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -123,7 +135,7 @@ def _refusal(
     if name.startswith("lift"):
         return "a tensor is made of Python's numbers"
     if torch.Tag.inplace_view in func.tags:
-        moves = name == "resize_" or (name == "set_" and not (len(args) > 1 and arena.owns(args[1])))
+        moves = name.startswith("resize") or (name == "set_" and not (len(args) > 1 and arena.owns(args[1])))
         return f"{name} changes which memory a tensor has" if moves else None
     if name in _ALLOCATIONS or name in _COPIES or _are_views(results, args, kwargs):
         return None

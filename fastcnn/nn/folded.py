@@ -140,6 +140,7 @@ class FoldedChain(nn.Module):
         self.in_channels = _in_channels(weighted)
         self.least_size = (_least_size(geometries, 0), _least_size(geometries, 1))
         self._plan: list[inference.Step] | None = None
+        self._versions: list[int] = []
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,12 +170,18 @@ class FoldedChain(nn.Module):
         if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last):
             residual = to_nhwc(residual)
         # Buffers are looked up once: nn.Module's __getattr__ for each would cost as much as a kernel launch.
+        traced = is_traced(x)
         plan = self._plan
-        if plan is None or is_traced(x):
+        if traced or plan is None or self._versions != self._written():
             plan = self._build()
-            if not is_traced(x):
+            if not traced:
                 plan = self._plan = inference.pack(plan, self.dtype)
+                self._versions = self._written()
         return inference.run(x, plan, residual, out)
+
+    def _written(self) -> list[int]:
+        """How often each buffer was written to, as far as it tells: what was packed of it is then no longer true."""
+        return [b._version for b in self._buffers.values() if b is not None and not b.is_inference()]
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
         """The output's [N, C, P, Q] for an input's [N, K, H, W]."""
