@@ -66,13 +66,13 @@ class Optimized(nn.Module):
     def _run(self, args: tuple, kwargs: dict) -> object:
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             if self._replays is not None and not torch.compiler.is_compiling():
-                y = self._replays.run(self.body, args[0])
-                if y is not None:
-                    return y[0]
-            y = self.body(self._inwards(args[0]))
-        else:
-            args, kwargs = tree_map(self._inwards, (args, kwargs))
-            y = self.body(*args, **kwargs)
+                return self._replays.run(self.body, args[0], self._as_it_is)
+            return self._as_it_is(args[0])
+        args, kwargs = tree_map(self._inwards, (args, kwargs))
+        return tree_map(self._outwards, self.body(*args, **kwargs))
+
+    def _as_it_is(self, x: Tensor) -> object:
+        y = self.body(self._inwards(x))
         return self._outwards(y) if isinstance(y, Tensor) else tree_map(self._outwards, y)
 
     def forward(self, *args: object, **kwargs: object) -> object:

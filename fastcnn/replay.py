@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fastcnn import backends, cpu, native
 from fastcnn.cpu import memory
 from fastcnn.cpu.recording import Recording
+from fastcnn.ops.layout import versions
 
 MOST_SHAPES = 8  # of inputs, whose lists are kept
 _MOST_CHANGES = 3  # that a model may make to itself, before its lists are given up
@@ -63,7 +65,7 @@ def _own_copy(value: object) -> object:
 
 
 def _are_equal(a: object, b: object) -> bool:
-    """Whether two outputs of `_own_copy` have the same values, of which NaN is one."""
+    """Whether two outputs have the same values, of which NaN is one."""
     ours, theirs = tree_leaves(a), tree_leaves(b)
     if len(ours) != len(theirs):
         return False
@@ -87,10 +89,7 @@ class _State:
         self._snapshot = native.module().DictSnapshot([*own, *(d["_modules"] for d in own), *tensors])
         # Tensors made in inference mode count no versions: that one is written to would not be seen.
         self.is_visible = not any(t.is_inference() for t in self._tensors)
-        self._versions = self._versions_now() if self.is_visible else []
-
-    def _versions_now(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t._version) for t in self._tensors]
+        self._versions = versions(self._tensors)
 
     def has_hooks(self) -> bool:
         """Whether a module would call something before or after its forward."""
@@ -98,8 +97,7 @@ class _State:
 
     def is_of(self, body: nn.Module) -> bool:
         """Whether that is the body, and its modules hold what they held."""
-        same = body is self._body and self._snapshot.unchanged()
-        return same and (not self.is_visible or self._versions_now() == self._versions)
+        return body is self._body and self._snapshot.unchanged() and versions(self._tensors) == self._versions
 
 
 class _KernelList:
@@ -139,7 +137,8 @@ class Replays:
     A shape's first call runs as it is, the second is recorded, the third runs both ways to compare the results, and later
     ones are replayed: the same kernels on the same memory, but nothing between them. Whatever a list cannot know is asked
     before each call: whether weights, layers, their attributes, hooks, threads or the instruction set have changed, and
-    whether something watches. Then the model runs as it is. An input that a first layer would write to stays as it is.
+    whether something watches. Then the model runs as it is. Not seen is what is written through ``.data`` or into a list
+    that a layer keeps. An input that a first layer would write to stays as it is.
 
     Args:
         dtype: that the body computes in.
@@ -161,8 +160,9 @@ class Replays:
         self._arena = _arena()
 
     def renew_lock(self) -> None:
-        """For a process that was forked while another thread held it."""
+        """For a process that was forked while another thread held it or the arena's."""
         self._lock = threading.Lock()
+        self._arena.renew_lock()
 
     def forget(self) -> None:
         """Gives all lists and their memory up."""
@@ -176,20 +176,22 @@ class Replays:
     def _recorded(self) -> list[_KernelList]:
         return [kept for kept in self._lists.values() if isinstance(kept, _KernelList)]
 
-    def run(self, body: nn.Module, x: Tensor) -> tuple[object] | None:
-        """The body's output for x in float32, or None where it has to run as it is."""
-        if not _is_ordinary(x) or x.numel() == 0 or not memory.CACHE.limit or cpu.unavailable():
-            return None
-        if x.is_floating_point() and x.dtype not in (torch.float32, self._dtype):
-            return None
-        if _is_watched() or not self._lock.acquire(blocking=False):
-            return None
+    def run(self, body: nn.Module, x: Tensor, as_it_is: Callable[[Tensor], object]) -> object:
+        """The body's output for x in float32, which ``as_it_is`` makes where no list does."""
+        if not self._takes(x) or _is_watched() or not self._lock.acquire(blocking=False):
+            return as_it_is(x)
         try:
-            return self._replayed(body, x)
+            found = self._replayed(body, x, as_it_is)
         finally:
             self._lock.release()
+        return as_it_is(x) if found is None else found[0]
 
-    def _replayed(self, body: nn.Module, x: Tensor) -> tuple[object] | None:
+    def _takes(self, x: Tensor) -> bool:
+        if not _is_ordinary(x) or x.numel() == 0 or not memory.CACHE.limit or cpu.unavailable():
+            return False
+        return not x.is_floating_point() or x.dtype in (torch.float32, self._dtype)
+
+    def _replayed(self, body: nn.Module, x: Tensor, as_it_is: Callable[[Tensor], object]) -> tuple[object] | None:
         if self._state is not None:
             if self._state.has_hooks():
                 return None
@@ -210,7 +212,9 @@ class Replays:
             return self._record(body, x, key)
         if isinstance(found, str):
             return None
-        return (found.run(x),) if found.is_checked else self._check(body, x, key, found)
+        if not found.is_checked:
+            return self._check(x, key, found, as_it_is)
+        return (found.run(x),)
 
     def _record(self, body: nn.Module, x: Tensor, key: tuple) -> tuple[object] | None:
         """The second call. Where it fails, the model as it is says why."""
@@ -234,11 +238,10 @@ class Replays:
             self._limit(key)
         return (made.output(),)
 
-    def _check(self, body: nn.Module, x: Tensor, key: tuple, found: _KernelList) -> tuple[object]:
+    def _check(self, x: Tensor, key: tuple, found: _KernelList, as_it_is: Callable[[Tensor], object]) -> tuple[object]:
         """The third call: what no rule foresees shows in its results."""
-        given = x.to(self._dtype, copy=True) if x.is_floating_point() else x.clone()
-        expected = tree_map(_own_copy, body(given))
-        found.is_checked = _are_equal(found.run(x), expected)
+        replayed, expected = found.run(x), as_it_is(x)
+        found.is_checked = _are_equal(replayed, expected)
         if not found.is_checked:
             self._refuse(key, "its second run made other values than the model")
         return (expected,)

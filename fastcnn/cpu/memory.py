@@ -27,7 +27,7 @@ class _Block:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        # Private: a process forked from this one writes to pages of its own, and only private ones can be huge everywhere.
+        # Private, so that a process forked from this one writes to pages of its own; shared ones are rarely huge, either.
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
@@ -141,8 +141,7 @@ class Holders:
 
 
 HOLDERS = Holders()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=HOLDERS.renew_locks)
+os.register_at_fork(after_in_child=HOLDERS.renew_locks)
 
 
 @contextlib.contextmanager

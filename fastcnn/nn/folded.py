@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn.ops import Affine, BatchNorm, Conv, activations, inference
 from fastcnn.ops.channel_join import is_traced
-from fastcnn.ops.layout import conv_out_sizes, to_nhwc
+from fastcnn.ops.layout import conv_out_sizes, to_nhwc, versions
 from fastcnn.ops.validation import kernel_of
 
 Pair = tuple[int, int]
@@ -140,7 +140,7 @@ class FoldedChain(nn.Module):
         self.in_channels = _in_channels(weighted)
         self.least_size = (_least_size(geometries, 0), _least_size(geometries, 1))
         self._plan: list[inference.Step] | None = None
-        self._versions: list[int] = []
+        self._versions: list[tuple[int, int]] = []  # of the buffers that the plan was made of
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,16 +172,13 @@ class FoldedChain(nn.Module):
         # Buffers are looked up once: nn.Module's __getattr__ for each would cost as much as a kernel launch.
         traced = is_traced(x)
         plan = self._plan
-        if traced or plan is None or self._versions != self._written():
+        now = [] if traced else versions(b for b in self._buffers.values() if b is not None)
+        if traced or plan is None or now != self._versions:
             plan = self._build()
             if not traced:
                 plan = self._plan = inference.pack(plan, self.dtype)
-                self._versions = self._written()
+                self._versions = now
         return inference.run(x, plan, residual, out)
-
-    def _written(self) -> list[int]:
-        """How often each buffer was written to, as far as it tells: what was packed of it is then no longer true."""
-        return [b._version for b in self._buffers.values() if b is not None and not b.is_inference()]
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
         """The output's [N, C, P, Q] for an input's [N, K, H, W]."""

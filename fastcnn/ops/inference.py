@@ -11,7 +11,6 @@ from torch import Tensor
 from fastcnn import backends
 from fastcnn.ops import activations
 from fastcnn.ops.affine_act import copy_into
-from fastcnn.ops.channel_join import is_traced
 
 ops = torch.ops.fastcnn
 
@@ -27,7 +26,7 @@ class Step(NamedTuple):
     after: tuple
     takes_residual: bool = True
     into: Callable | None = None  # the primitive that writes into a slice of a buffer
-    packed: tuple | None = None  # `before` with weights in the CPU backend's own layout
+    packed: tuple | None = None  # `before` with weights in the CPU backend's own layout; never where x is traced
 
 
 def pack(plan: Sequence[Step], dtype: torch.dtype) -> list[Step]:
@@ -117,7 +116,7 @@ def _run_into(out: Tensor, x: Tensor, step: Step, residual: Tensor | None) -> No
     if step.into is None:
         y = step.op(x, *step.before, residual, *step.after)
         copy_into(out, y if isinstance(y, Tensor) else y[0])
-    elif is_traced(x) or step.packed is None or _run_packed(step, x, residual, out) is None:
+    elif step.packed is None or _run_packed(step, x, residual, out) is None:
         step.into(out, x, *step.before, residual, *step.after)
 
 
@@ -127,13 +126,12 @@ def run(x: Tensor, plan: Sequence[Step], residual: Tensor | None, out: Tensor | 
     With ``out``, a channel slice of an NHWC buffer, the output is written there.
     """
     last = len(plan) - 1
-    traced = is_traced(x)
     for i, step in enumerate(plan):
         tail = residual if i == last else None
         if out is not None and i == last:
             _run_into(out, x, step, tail)
             return out
-        y = None if traced or step.packed is None else _run_packed(step, x, tail, None)
+        y = None if step.packed is None else _run_packed(step, x, tail, None)
         if y is None:
             y = step.op(x, *step.before, *((tail,) if step.takes_residual else ()), *step.after)
         x = y if isinstance(y, Tensor) else y[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,6 +64,11 @@ def pool_out_sizes(
     fits = [(n - 1) * s + k == i + 2 * p for n, i, k, s, p in zip(floor, size, kernel, stride, padding, strict=True)]
     begins = [n * s < i + p for n, i, s, p in zip(floor, size, stride, padding, strict=True)]
     return [n + (1 if begin and not fit else 0) for n, fit, begin in zip(floor, fits, begins, strict=True)]
+
+
+def versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Where each tensor's memory is and how often it was written to; inference mode's tensors do not count that."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
