@@ -4,9 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "cpu/call_list.h"
 #include "cpu/kernels.h"
@@ -108,6 +106,6 @@ void launch(void (*kernel)(const Parameters&), const Parameters& parameters) {
 void bind_convolutions(py::module_& m);
 void bind_passes(py::module_& m);
 void bind_capsules(py::module_& m);
-void bind_call_list(py::module_& m);
+void bind_replay(py::module_& m);
 
 }  // namespace fastcnn

@@ -49,7 +49,7 @@ PYBIND11_MODULE(_C, m) {
   bind_convolutions(m);
   bind_passes(m);
   bind_capsules(m);
-  bind_call_list(m);
+  bind_replay(m);
   bind_machine(m);
 #ifdef FASTCNN_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");

@@ -1,9 +1,9 @@
-#include "cpu/call_list.h"
+// What fastcnn.replay asks for: kernels as lists of calls, and whether Python objects hold what they held.
+#include <stdexcept>
 
 #include "bindings/arguments.h"
 
 namespace fastcnn {
-
 namespace {
 
 // The values of Python dicts at one time.
@@ -30,7 +30,7 @@ class DictSnapshot {
 
 }  // namespace
 
-void bind_call_list(py::module_& m) {
+void bind_replay(py::module_& m) {
   py::class_<DictSnapshot>(m, "DictSnapshot")
       .def(py::init<std::vector<py::dict>>())
       .def("unchanged", &DictSnapshot::unchanged);

@@ -41,13 +41,14 @@ inline StripeShape forward_stripe(const Conv2dShape& s) {
 // For AMX: where an image's lines fill little more than half of the rows that its blocks compute, or a panel
 // passes through no L2, the rows of all lines of a stripe are gathered into tiles, and sums leave them: 2 x 2
 // pixels, or 9 x 9 of 256 channels to 256 on 6 x 6, take half the time so. 3 x 3 on 7 x 7 takes 1.5 times as
-// long.
+// long. (A block costs 4 for 32 rows: eight rows each.)
+constexpr int64_t kFilledOf9 = 5;
 inline bool gathers_rows(const Conv2dShape& s, int64_t words) {
   if (s.taps() == 1) return false;
   const StripeShape t = forward_stripe(s);
   const int64_t pitch = t.line_pitch(t.source_columns(s.out_w)) / s.stride_w;
   return s.taps() * words > kMostPanelWords ||
-         s.out_h * s.out_w * 9 < lines_cost(s.out_h, s.out_w, pitch) * 8 * 5;
+         s.out_h * s.out_w * 9 < lines_cost(s.out_h, s.out_w, pitch) * 8 * kFilledOf9;
 }
 
 // The data gradient's product for the input pixels (stride_h * i + h, stride_w * j + w): the taps that reach

@@ -49,7 +49,7 @@ template <class Words>
 class DyTile {
  public:
 #if FASTCNN_ISA_LEVEL >= 4
-  static constexpr bool kTiles = Words::kPerWord == 2;
+  static constexpr bool kTiles = kHasTiles<Words>;
   static constexpr int64_t kPanelRows = kTiles ? kAmxBlock : kMicroRows, kPitch = kTiles ? kAmxBlock : 16;
 #else
   static constexpr bool kTiles = false;

@@ -81,6 +81,10 @@ struct WordsOf<bf16> {
 };
 #endif
 
+// Whether products of these words run on AMX tiles.
+template <class Words>
+constexpr bool kHasTiles = FASTCNN_ISA_LEVEL >= 4 && Words::kPerWord == 2;
+
 // Words of a reduction over k elements; AMX tiles take 16 at a time.
 template <class Words>
 int64_t reduction_words(int64_t k) {

@@ -77,6 +77,7 @@ void multiply_filled(const ProductUnit<T>& unit, const Fill& fill) {
   multiply_tile(a, unit.count, unit.b, unit.first_panel, unit.last_panel, unit.sink);
 }
 
+// out = epilogue(A packed) with all rows of A made by fill(first, count, rows).
 template <class T, class Rows = TileWriter<typename WordsOf<T>::type>, class Fill>
 void product_forward(int64_t pixels, int64_t k, int64_t n, const void* packed, const Epilogue& e,
                      const Fill& fill) {

@@ -29,8 +29,8 @@ struct StripeShape {
     const int64_t inside = source_w - low_w, before = columns_before(count);
     return count - (inside < before ? before : inside < count ? inside : count);
   }
-  // From a source line to the next, whole strides: the zeros after a line are those before the next one, but
-  // for a kernel that reaches less far than they do, and would have results in common.
+  // From a source line to the next, whole strides: the zeros after a line are those before the next one, as
+  // far as the kernel reaches. With more in common two lines' results would be the same rows.
   int64_t line_pitch(int64_t count) const {
     const int64_t before = columns_before(count), after = columns_after(count), reach = span_w - 1;
     const int64_t shared = before < after ? before : after;

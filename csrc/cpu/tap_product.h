@@ -76,8 +76,8 @@ void tap_microtile_to(const float* a, int64_t a_row, const Taps& taps, const flo
   sink.tile(acc, row, column);
 }
 
-// What rows cost AMX in eighths of them, where they fill blocks of 32: 16 alone load three tiles for two dot
-// products, in pairs four for four.
+// What rows cost AMX, in rows of full blocks of 32 by eights: 16 alone load three tiles for two dot products,
+// in pairs four for four.
 inline int64_t block_cost(int64_t rows) { return rows / 32 * 4 + (rows % 32 > 16 ? 4 : rows % 32 ? 3 : 0); }
 
 // The same of an image's lines in a stripe: each by itself, or with the rows between them as one run.

@@ -13,7 +13,8 @@ int64_t values(const AvgPool2dShape& s, const Window& h, const Window& w) {
   return s.counts_padding ? int64_t(s.kernel_h) * s.kernel_w : h.count() * w.count();
 }
 
-// A line of windows that have no columns in common.
+// A line of windows that have no columns in common: sums of columns would go through memory for nothing (10 %
+// of 2 x 2 in float32).
 template <class T, class Prologue>
 void forward_apart(const AvgPool2dForward& p, const Prologue& prologue, int64_t row, int64_t above,
                    const Window& h) {

@@ -87,7 +87,7 @@ class ForwardByLines {
     const StoreSink<T> sink(p_.epilogue, s_.n, first * s_.out_w, sums, true);
     const Taps taps{offsets_.data(), s_.taps(), words_};
 #if FASTCNN_ISA_LEVEL >= 4
-    if constexpr (kTiles)
+    if constexpr (kHasTiles<Words>)
       if (in_blocks())
         return multiply_gathered(stripe, first, last, first_panel, last_panel,
                                  memory + stripe.floats(units_.longest()), sink);
@@ -107,13 +107,12 @@ class ForwardByLines {
     }
   }
 
-  static constexpr bool kTiles = FASTCNN_ISA_LEVEL >= 4 && Words::kPerWord == 2;
-  bool in_blocks() const { return kTiles ? gathers_rows(s_, words_) : blocks_taps(s_, words_); }
+  bool in_blocks() const { return kHasTiles<Words> ? gathers_rows(s_, words_) : blocks_taps(s_, words_); }
   int64_t stripe_bytes() const { return in_blocks() ? kLongStripeBytes : kStripeBytes; }
   int64_t block_floats() const {
     if (!in_blocks()) return 0;
     const int64_t rows = units_.longest() * s_.out_w, columns = kMicroVectors * kLanes;
-    if (!kTiles) return rows * columns;
+    if (!kHasTiles<Words>) return rows * columns;
     return tile_floats<Words>(rows, block_of_taps() * words_) +
            ceil_div(panels_, kMicroVectors) * round_up(rows, 32) * columns;
   }

@@ -13,8 +13,6 @@ namespace {
 // they are long, and lose a quarter where they are short.)
 template <class T>
 struct PixelsInPlace {
-  static constexpr bool kHasTiles = FASTCNN_ISA_LEVEL >= 4 && WordsOf<T>::type::kPerWord == 2;
-
   const float* rows;
   int64_t pitch;
 
@@ -34,7 +32,7 @@ template <class T>
 void forward(const PointwiseForward& p) {
   using Words = typename WordsOf<T>::type;
   for_product_units<T>(p.grid.pixels(), p.k, p.n, p.packed_weight, p.epilogue, [&](const auto& unit) {
-    if constexpr (PixelsInPlace<T>::kHasTiles)
+    if constexpr (kHasTiles<Words>)
       if (PixelsInPlace<T>::are_rows(p, unit.count))
         return multiply_tile(PixelsInPlace<T>(p, unit.first), unit.count, unit.b, unit.first_panel,
                              unit.last_panel, unit.sink);
