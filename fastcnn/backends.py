@@ -3,7 +3,8 @@
 A backend is a package with a function of a primitive's name for each primitive that it has, and two questions:
 ``unavailable() -> str | None`` (why it can run nothing here) and ``refuses(name, args) -> str | None`` (why it cannot
 run this call). It may also have ``yields(name, args) -> str | None``: why it leaves a call to the backends after it
-unless it is forced, a shape for which one of them is measured faster.
+unless it is forced, a shape for which one of them is measured faster; and ``COMPOSITES``: what is a composition of
+primitives elsewhere and one call here, as modules with ``refuses(x, *args) -> bool``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -77,6 +79,16 @@ def observe(observer: Observer) -> Iterator[None]:
 def is_observed() -> bool:
     """Whether an observer sees the primitives that run."""
     return bool(_observers)
+
+
+def is_watched() -> bool:
+    """Whether an observer, a dispatch mode, a transform or a trace sees each primitive and operation that runs."""
+    return (
+        is_observed()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+    )
 
 
 def _observed(function: Callable, primitive: str, backend: str) -> Callable:
@@ -156,6 +168,27 @@ def choose(primitive: str, args: Sequence) -> Callable:
     backend = selected(primitive, args)
     function = _implementation(backend, primitive).function
     return _observed(function, primitive, backend) if _observers else function
+
+
+@cache
+def _composites(backend: str) -> Mapping[str, ModuleType]:
+    try:
+        module = importlib.import_module(f"fastcnn.{backend}")
+    except ImportError:
+        return {}
+    return {} if module.unavailable() else getattr(module, "COMPOSITES", {})
+
+
+def composite(name: str, x: torch.Tensor, *args) -> ModuleType | None:
+    """A backend's module that runs a composition of primitives as one call, or None: they run one by one.
+
+    Whoever watches or compiles is to see the primitives.
+    """
+    if torch.compiler.is_compiling() or is_watched() or x.numel() == 0:
+        return None
+    backend = _order((x,))[0]
+    module = None if backend == "reference" else _composites(backend).get(name)
+    return None if module is None or module.refuses(x, *args) else module
 
 
 def is_gpu_available() -> bool:

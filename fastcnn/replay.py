@@ -41,11 +41,8 @@ def _is_ordinary(x: Tensor) -> bool:
 def _is_watched() -> bool:
     """Whether something watches or transforms what torch runs, and would not see a list of kernels."""
     return (
-        backends.is_observed()
-        or torch._C._len_torch_dispatch_stack() > 0
+        backends.is_watched()
         or (torch._C._len_torch_function_stack() > 0 and not _only_names_the_cpu())
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.jit.is_tracing()
         or torch.autograd._profiler_enabled()
         or bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
     )

@@ -25,6 +25,16 @@ inline Dtype dtype_of(int code) {
   return static_cast<Dtype>(code);
 }
 
+// (data, dtype, stride_n, stride_c, stride_h, stride_w)
+inline Conv2dWeight conv2d_weight(const py::tuple& t) {
+  return {reinterpret_cast<const void*>(t[0].cast<Pointer>()),
+          dtype_of(t[1].cast<int>()),
+          t[2].cast<int64_t>(),
+          t[3].cast<int64_t>(),
+          t[4].cast<int64_t>(),
+          t[5].cast<int64_t>()};
+}
+
 // (scale, shift, act)
 inline ScaleShiftAct affine(const py::tuple& t) {
   return {floats(t[0].cast<Pointer>()), floats(t[1].cast<Pointer>()), t[2].cast<int>()};
@@ -106,6 +116,7 @@ void launch(void (*kernel)(const Parameters&), const Parameters& parameters) {
 void bind_convolutions(py::module_& m);
 void bind_passes(py::module_& m);
 void bind_capsules(py::module_& m);
+void bind_dense_block(py::module_& m);
 void bind_replay(py::module_& m);
 
 }  // namespace fastcnn

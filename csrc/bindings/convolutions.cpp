@@ -46,16 +46,6 @@ Conv2dShape conv2d_shape(const py::tuple& t) {
   return s;
 }
 
-// (data, dtype, stride_n, stride_c, stride_h, stride_w)
-Conv2dWeight conv2d_weight(const py::tuple& t) {
-  return {reinterpret_cast<const void*>(t[0].cast<Pointer>()),
-          dtype_of(t[1].cast<int>()),
-          t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(),
-          t[4].cast<int64_t>(),
-          t[5].cast<int64_t>()};
-}
-
 void bind_pointwise(py::module_& m) {
   m.def("packed_bytes",
         [](int64_t k, int64_t n, int dtype) { return kernels().packed_bytes(k, n, dtype_of(dtype)); });

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   bind_convolutions(m);
   bind_passes(m);
   bind_capsules(m);
+  bind_dense_block(m);
   bind_replay(m);
   bind_machine(m);
 #ifdef FASTCNN_WITH_CUDA

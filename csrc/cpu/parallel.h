@@ -1,6 +1,6 @@
 // Work shared among torch's own OpenMP threads, and aligned scratch memory.
 //
-// Only for sources compiled per instruction set: everything is in an anonymous namespace.
+// In an anonymous namespace: most sources that use it are compiled per instruction set.
 #pragma once
 
 #include <omp.h>

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcnn import backends, native
+from fastcnn.cpu import dense_block
 from fastcnn.cpu.affine_act import (
     affine_act_dgrad,
     affine_act_fwd,
@@ -42,6 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16)
+COMPOSITES = {"dense_block": dense_block}
 # How each of a forward's leading weights is prepared once, for calls with constant weights.
 _PACKERS = {
     "pointwise_fwd": (pack_pointwise,),

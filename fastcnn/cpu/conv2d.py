@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 _ONE = (1, 1)
 
 
-def _weight(weight: Tensor) -> tuple:
+def weight_layout(weight: Tensor) -> tuple:
     """A Conv2dWeight: data, dtype and the strides of any memory format."""
     return weight.data_ptr(), DTYPE_CODES[weight.dtype], *weight.stride()
 
@@ -30,7 +30,7 @@ def _pack(weight: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     n, channels, *kernel = weight.shape
     shape = (1, channels * groups, n, 1, 1, 1, 1, groups, *kernel, *_ONE, 0, 0, *_ONE, DTYPE_CODES[dtype])
     data = torch.empty(module.conv2d_packed_bytes(shape), dtype=torch.uint8)
-    module.conv2d_pack(shape, _weight(weight), data.data_ptr())
+    module.conv2d_pack(shape, weight_layout(weight), data.data_ptr())
     return data
 
 
@@ -176,8 +176,8 @@ def conv2d_bwd(
         (grad.data_ptr(), pixel_stride(grad), pointer(y), 0 if y is None else pixel_stride(y),
          pointer(y_scale), pointer(y_shift), y_act, pointer(coef)),
         (x.data_ptr(), pixel_stride(x), pointer(x_scale), pointer(x_shift), x_act, pointer(x_mean)),
-        _weight(weight),
+        weight_layout(weight),
         backward_output(dx if need_dx else None, dw if need_dw else None, sums if need_sums else None, residual),
-        _weight(dw),
+        weight_layout(dw),
     )  # fmt: skip
     return dx, dw if need_dw else dw.flatten(), sums

@@ -9,7 +9,8 @@ from fastcnn.ops.capsule_routing import capsule_votes_routing
 from fastcnn.ops.conv2d import conv2d
 from fastcnn.ops.conv_bn_act import conv_bn_act
 from fastcnn.ops.conv_chain import conv_chain
-from fastcnn.ops.dense_block import DenseLayer, dense_block
+from fastcnn.ops.dense_block import dense_block
+from fastcnn.ops.dense_layers import DenseLayer
 from fastcnn.ops.depthwise_conv2d import depthwise_conv2d
 from fastcnn.ops.dropout import drop_path, dropout, dropout2d
 from fastcnn.ops.inverted_residual import inverted_residual

@@ -20,7 +20,14 @@ from fastcnn.ops import activations, inference
 from fastcnn.ops.distributed import merge_statistics
 from fastcnn.ops.known_statistics import known_statistics
 from fastcnn.ops.layout import accumulation_dtype, autocast, to_nhwc
-from fastcnn.ops.normalisation import Applied, BatchNorm, applied, gradient_coefficients, update_running_statistics
+from fastcnn.ops.normalisation import (
+    Applied,
+    BatchNorm,
+    applied,
+    gradient_coefficients,
+    unbiased,
+    update_running_statistics,
+)
 from fastcnn.ops.rematerialization import input_of, is_remade, output_of, release, saved
 from fastcnn.ops.stages import (
     SLOTS,
@@ -252,6 +259,8 @@ def conv_chain(
     constants = (geometries, adds_input, remade, None if out is None else (out,))
     out, *batch = _ConvChain.apply(*constants, x, None if adds_input else residual, *tensors)
     counts = {**dict(enumerate(counts)), **dict(zip(shared, batch[2 * len(trained) :]))}
-    for k, i in enumerate(trained):
-        update_running_statistics(convs[i].norm, convs[i].bias, batch[2 * k], batch[2 * k + 1], counts[i])
+    biases = [None if convs[i].bias is None else convs[i].bias.detach() for i in trained]
+    means = [mean if bias is None else mean + bias for mean, bias in zip(batch[::2], biases)]
+    variances = [unbiased(var, counts[i]) for i, var in zip(trained, batch[1::2])]
+    update_running_statistics([convs[i].norm for i in trained], means, variances)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -132,17 +133,25 @@ def gradient_coefficients(
     return torch.stack((norm.scale, slope * norm.invstd.square(), norm.mean, constant)), dscale, dshift
 
 
-@torch.no_grad()
-def update_running_statistics(
-    norm: BatchNorm, bias: Tensor | None, mean: Tensor, var: Tensor, count: int | Tensor
-) -> None:
-    """Exponential moving averages as torch.nn.functional.batch_norm keeps them (unbiased variance).
+def unbiased(var: Tensor, count: int | Tensor) -> Tensor:
+    """The variance that running averages take, from the one that normalises, of count values."""
+    return var * (count / (count - 1))
 
-    mean and var [C] are those of count values, before the convolution's bias.
+
+@torch.no_grad()
+def update_running_statistics(norms: Sequence[BatchNorm], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+    """Exponential moving averages as torch.nn.functional.batch_norm keeps them; those of many normalisations at once.
+
+    means [C] are those of what each normalisation reads, variances [C] theirs, unbiased.
     """
-    if norm.running_mean is None:
+    running, values, momenta = [], [], []
+    for norm, mean, var in zip(norms, means, variances, strict=True):
+        if norm.running_mean is not None:
+            running += (norm.running_mean, norm.running_var)
+            values += (mean.to(norm.running_mean.dtype), var.to(norm.running_var.dtype))
+            momenta += (norm.momentum, norm.momentum)
+    if len(set(momenta)) == 1 and len({id(t) for t in running}) == len(running):
+        torch._foreach_lerp_(running, values, momenta[0])
         return
-    mean = mean if bias is None else mean + bias
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-    unbiased = var * (count / (count - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    for old, new, momentum in zip(running, values, momenta, strict=True):
+        old.lerp_(new, momentum)

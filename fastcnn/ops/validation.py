@@ -15,7 +15,7 @@ from fastcnn.ops import activations
 from fastcnn.ops.layout import autocast_dtype, conv_out_sizes, pixel_stride
 
 if TYPE_CHECKING:
-    from fastcnn.ops.dense_block import DenseLayer
+    from fastcnn.ops.dense_layers import DenseLayer
     from fastcnn.ops.normalisation import Affine, BatchNorm
     from fastcnn.ops.stages import Conv
 
