@@ -24,6 +24,7 @@ struct DxSink : RegisterSink {
   float* sums;
   bool opens;
   Bounds bounds;
+  int64_t ahead = 0, ahead_column = 0;  // rows that are fetched before their results come, with that column's
 
   DxSink(const DxTarget& p, int64_t first, int64_t pitch, float* sums, bool opens)
       : p(p),
@@ -32,6 +33,14 @@ struct DxSink : RegisterSink {
         sums(p.output.sums ? sums : nullptr),
         opens(opens),
         bounds(p.input.affine.act) {}
+
+  // With the results of `column`, fetches the rows that come so many later.
+  DxSink fetching(int64_t rows, int64_t column) const {
+    DxSink other = *this;
+    other.ahead = rows;
+    other.ahead_column = column;
+    return other;
+  }
 
   bool takes(int64_t column, int64_t columns) const { return bounds.simple && column + columns <= p.k; }
 
@@ -50,6 +59,7 @@ struct DxSink : RegisterSink {
 
   void operator()(const float* c, int64_t ldc, int64_t row, int64_t rows, int64_t column,
                   int64_t columns) const {
+    fetch(row, rows, column);
     if (!takes(column, columns)) return cut(c, ldc, row, rows, column, columns);
     const bool capped = p.input.affine.act == kRelu6;
     for (int64_t v = 0; v < columns;) {
@@ -65,6 +75,7 @@ struct DxSink : RegisterSink {
 
   template <int kRows, int kVectors>
   void tile(V (&acc)[kRows][kVectors], int64_t row, int64_t column) const {
+    fetch(row, kRows, column);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = column + v * kLanes;
@@ -79,6 +90,11 @@ struct DxSink : RegisterSink {
   }
 
  private:
+  [[gnu::always_inline]] void fetch(int64_t row, int64_t rows, int64_t column) const {
+    if (!ahead || column != ahead_column) return;
+    for (int64_t i = 0; i < rows; ++i) prefetch(row + ahead + i);
+  }
+
   // A pixel's values of x, dx and the residual, if there is one.
   struct Row {
     const T* x;

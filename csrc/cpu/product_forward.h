@@ -21,11 +21,15 @@ int64_t tile_rows(int64_t words, int64_t pixels) {
   return rows < pixels ? rows : pixels;
 }
 
+inline int64_t most_splits(int64_t panels) { return ceil_div(panels, 2 * kMicroVectors); }
+// Units that a product needs whose panels no threads can share: 3 x 3 to 32 on 7 x 7 ran on one thread.
+inline int64_t least_units(int64_t panels) { return most_splits(panels) == 1 ? 4 : 1; }
+
 // Into how many ranges of panels the threads split each of a product's units, where those are few. It changes
 // no sum, so it may follow the number of threads.
 inline int64_t column_splits(int64_t units, int64_t panels) {
   const int64_t threads = omp_get_max_threads();
-  const int64_t wanted = ceil_div(4 * threads, units), most = ceil_div(panels, 2 * kMicroVectors);
+  const int64_t wanted = ceil_div(4 * threads, units), most = most_splits(panels);
   return threads == 1 || units >= 4 * threads ? 1 : wanted < most ? wanted : most;
 }
 

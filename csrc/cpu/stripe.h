@@ -59,13 +59,16 @@ struct StripeShape {
 struct LineUnits {
   int64_t total, count;
 
+  // `least`: units to make, if there are so many lines.
   LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1,
-            int64_t most_pixels = kUnitPixels)
+            int64_t most_pixels = kUnitPixels, int64_t least = 1)
       : total(end < 0 ? s.total_lines() : end - begin), begin_(begin) {
     int64_t most = 1;
     while (most < total && (most + 1) * s.columns <= most_pixels && s.slots(most + 1) * slot_bytes <= bytes)
       ++most;
     count = ceil_div(total, most);
+    if (count < least) count = least < total ? least : total;
+    if (count > 1 && count < total) count = round_up(count, 2);  // an odd one leaves a thread idle
   }
   int64_t first(int64_t unit) const { return begin_ + total * unit / count; }
   int64_t lines(int64_t unit) const { return first(unit + 1) - first(unit); }

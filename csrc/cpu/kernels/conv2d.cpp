@@ -56,9 +56,9 @@ class ForwardByLines {
         shape_(forward_stripe(s_)),
         words_(reduction_words<Words>(s_.channels)),
         stripe_(shape_, words_, s_.out_w),
-        units_(shape_, stripe_.slot_floats() * 4, stripe_bytes()),
-        b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         panels_(ceil_div(s_.n, kLanes)),
+        units_(shape_, stripe_.slot_floats() * 4, stripe_bytes(), 0, -1, kUnitPixels, least_units(panels_)),
+        b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         offsets_(size_t(s_.taps())) {
     stripe_.hold(units_.longest());
     for (int kh = 0; kh < s_.kernel_h; ++kh)
@@ -167,9 +167,9 @@ class ForwardByLines {
   const StripeShape shape_;
   const int64_t words_;
   Stripe<Words> stripe_;
+  const int64_t panels_;
   const LineUnits units_;
   const PackedView<Words> b_;
-  const int64_t panels_;
   mutable AlignedBuffer<int64_t> offsets_;
 };
 

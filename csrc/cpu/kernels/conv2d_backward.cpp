@@ -15,6 +15,11 @@
 namespace fastcnn {
 namespace {
 
+// What results meet in memory is fetched so many rows before them, whole rows with those of the first panel.
+// With tiles configured once per unit of the weight gradient: 3 x 3 from 128 to 32 in bf16 1.05 to 1.14 times
+// as fast.
+constexpr int64_t kRowsAhead = 32;
+
 // A stride above 1 reads different taps for different input pixels. Pixels that read the same taps are a
 // phase: the data gradient is one product per phase, over one stripe of dy for all of them.
 template <class T, class Words>
@@ -27,8 +32,8 @@ class DataGradient {
         shape_(dgrad_stripe(s_)),
         words_(reduction_words<Words>(s_.n)),
         stripe_(shape_, words_, shape_.columns),
-        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes),
         panels_(ceil_div(s_.channels, kLanes)),
+        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes, 0, -1, kUnitPixels, least_units(panels_)),
         pitch_(panels_ * kLanes),
         packed_(size_t(s_.taps() * panels_ * words_ * kLanes) + 1),
         offsets_(size_t(s_.taps()) + 1) {
@@ -101,7 +106,8 @@ class DataGradient {
     const Taps taps{offsets_.data() + first_tap, phase.taps(), words_};
     const PackedView<Words> b(packed_.data() + first_tap * panels_ * words_ * kLanes,
                               phase.taps() * words_ * Words::kPerWord);
-    const DxSink<T> sink(target, 0, pitch_, sums, false);
+    const DxSink<T> sink =
+        DxSink<T>(target, 0, pitch_, sums, false).fetching(kRowsAhead, first_panel * kLanes);
     for (int64_t panel = first_panel; panel < last_panel; panel += kMicroVectors) {
       const int64_t panels = last_panel - panel < kMicroVectors ? last_panel - panel : kMicroVectors;
       stripe.for_images(first, last, [&](int64_t line, int64_t count) {
@@ -132,8 +138,9 @@ class DataGradient {
   const StripeShape shape_;
   const int64_t words_;
   Stripe<Words> stripe_;
+  const int64_t panels_;
   const LineUnits units_;
-  const int64_t panels_, pitch_;
+  const int64_t pitch_;
   mutable AlignedBuffer<float> packed_;
   mutable AlignedBuffer<int64_t> offsets_;
 };
