@@ -65,19 +65,20 @@ void bind_dense_block(py::module_& m) {
     launch(dense_block_forward, DenseBlockForward{dense_block(block, layers), mutable_floats(mean),
                                                   mutable_floats(var), finishes});
   });
-  m.def("dense_block_backward",
-        [](const py::tuple& block, const std::vector<py::tuple>& layers, Pointer mean, bool repeats,
-           const std::vector<py::tuple>& gradients, Pointer total, Pointer dmid, Pointer dx) {
-          DenseBlockBackward p;
-          p.block = dense_block(block, layers);
-          p.mean = floats(mean);
-          p.repeats = repeats;
-          for (const py::tuple& own : gradients) p.gradients.push_back(dense_gradient(own));
-          p.total = reinterpret_cast<void*>(total);
-          p.dmid = reinterpret_cast<void*>(dmid);
-          p.dx = reinterpret_cast<void*>(dx);
-          launch(dense_block_backward, p);
-        });
+  m.def("dense_block_backward", [](const py::tuple& block, const std::vector<py::tuple>& layers, Pointer mean,
+                                   bool repeats, const std::vector<py::tuple>& gradients, Pointer grad,
+                                   int64_t grad_ld, Pointer total, Pointer dmid, Pointer dx) {
+    DenseBlockBackward p;
+    p.block = dense_block(block, layers);
+    p.mean = floats(mean);
+    p.repeats = repeats;
+    for (const py::tuple& own : gradients) p.gradients.push_back(dense_gradient(own));
+    p.grad = activations(grad, grad_ld);
+    p.total = reinterpret_cast<void*>(total);
+    p.dmid = reinterpret_cast<void*>(dmid);
+    p.dx = reinterpret_cast<void*>(dx);
+    launch(dense_block_backward, p);
+  });
 }
 
 }  // namespace fastcnn

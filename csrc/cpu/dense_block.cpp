@@ -13,8 +13,8 @@
 namespace fastcnn {
 namespace {
 
-void* channel(void* data, int64_t index, Dtype dtype) {
-  return static_cast<char*>(data) + index * bytes_of(dtype);
+const void* channel(const void* data, int64_t index, Dtype dtype) {
+  return static_cast<const char*>(data) + index * bytes_of(dtype);
 }
 
 // The map that a normalisation is, from the statistics that it takes.
@@ -150,7 +150,7 @@ class Forward : Layers {
     p.x = {layer.mid, layer.middle};
     p.prologue = head;
     p.packed_weight = packed(layer);
-    p.epilogue.out = channel(b_.buffer, read, b_.dtype);
+    p.epilogue.out = static_cast<char*>(b_.buffer) + read * bytes_of(b_.dtype);
     p.epilogue.out_ld = b_.total();
     p.epilogue.mean = p_.mean ? p_.mean + read : nullptr;
     p.epilogue.var = p_.mean ? p_.var + read : nullptr;
@@ -193,10 +193,13 @@ class Shares {
 class Backward : Layers {
  public:
   explicit Backward(const DenseBlockBackward& p)
-      : Layers(p.block), p_(p), shares_(b_.total(), p.mean, b_.pixels()) {}
+      : Layers(p.block), p_(p), so_far_(p.grad), shares_(b_.total(), p.mean, b_.pixels()) {}
 
   void run() {
-    for (size_t i = b_.layers.size(); i-- > 0;) layer(b_.layers[i], p_.gradients[i], b_.read_by(i));
+    for (size_t i = b_.layers.size(); i-- > 0;) {
+      layer(b_.layers[i], p_.gradients[i], b_.read_by(i));
+      so_far_ = {p_.total, b_.total()};
+    }
     if (!p_.dx) return;
     AffineActDataGradient p;
     p.pixels = b_.pixels();
@@ -213,7 +216,7 @@ class Backward : Layers {
   GradientPrologue upstream(int64_t first, int64_t channels) {
     GradientPrologue g;
     g.coef = shares_.coefficients(first, channels);
-    g.grad = {channel(p_.total, first, b_.dtype), b_.total()};
+    g.grad = {channel(so_far_.data, first, b_.dtype), so_far_.ld};
     if (g.coef) g.y = {channel(b_.buffer, first, b_.dtype), b_.total()};
     return g;
   }
@@ -259,7 +262,7 @@ class Backward : Layers {
     p.output.dx_ld = b_.total();
     p.output.dw = own.dweight1;
     p.output.sums = own.sums1;
-    p.output.residual = {p_.total, b_.total()};
+    p.output.residual = so_far_;
     p.output.scales = true;
     kernels().pointwise_backward(p);
   }
@@ -286,6 +289,7 @@ class Backward : Layers {
   }
 
   const DenseBlockBackward& p_;
+  Activations so_far_;  // the last layer adds to the output's gradient, the others to what it stored
   Shares shares_;
   std::vector<float> coef_;
 };

@@ -68,7 +68,8 @@ struct DenseBlockBackward {
   const float* mean = nullptr;  // of the forward
   bool repeats = false;         // mid holds nothing yet: the 1x1 convolutions run again
   std::vector<DenseLayerGradient> gradients;
-  void* total = nullptr;  // [pixels, block.total()]: the output's gradient, accumulated into
+  Activations grad;       // the output's gradient, which is not written to
+  void* total = nullptr;  // [pixels, block.total()], room for its sum with what the layers add
   void* dmid = nullptr;   // [pixels, the widest middle], room
   void* dx = nullptr;     // [pixels, channels] or null
 };

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from fastcnn import native
-from fastcnn.cpu.affine_act import affine_act_fwd, affine_act_into
+from fastcnn.cpu.affine_act import affine_act_into
 from fastcnn.cpu.arguments import DTYPE_CODES, pointer
 from fastcnn.cpu.conv2d import weight_layout
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import source
-from fastcnn.ops.activations import NONE
 from fastcnn.ops.dense_layers import SLOTS, Block, Stage, Written
-from fastcnn.ops.layout import to_nhwc
+from fastcnn.ops.layout import pixel_stride, to_nhwc
 from fastcnn.ops.normalisation import Kind
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -155,12 +154,13 @@ def backward(
         layers.append((norm1, weight_layout(w1), norm2, weight_layout(w2), middles[i], mid.data_ptr(), 0, 0))
         need = Stage(*needs[1 + SLOTS * i : 1 + SLOTS * (i + 1)])
         gradients.append(_Gradients(block.kinds[i], w1, w2, need))
-    # The gradient may be anyone's: what is accumulated into is a copy.
-    total = affine_act_fwd(to_nhwc(grad), None, None, NONE, None)
+    # The gradient may be anyone's: what is accumulated into is memory of its own.
+    grad, total = to_nhwc(grad), empty_nhwc(*buffer.shape, like=buffer)
     dx = empty_nhwc(n, channels, h, w, like=buffer) if need_x else None
     native.module().dense_block_backward(
         _block(buffer, channels, growth), layers, pointer(mean), not block.keeps,
-        [own.arguments() for own in gradients], total.data_ptr(), room.data_ptr(), pointer(dx),
+        [own.arguments() for own in gradients], grad.data_ptr(), pixel_stride(grad),
+        total.data_ptr(), room.data_ptr(), pointer(dx),
     )  # fmt: skip
     return [dx, *(grad for own in gradients for grad in own.stage())]
 

@@ -90,7 +90,7 @@ def test_shapes(shape, growth, middle, count, trained, memory):
 
 @pytest.mark.parametrize("memory", ["fast", "min"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_instruction_set(preferred, dtype, memory):
+def test_every_instruction_set(preferred, poison, dtype, memory):
     if backends.forced() == "reference":
         pytest.skip("the reference is made of primitives")
     torch.manual_seed(0)
