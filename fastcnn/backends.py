@@ -4,7 +4,7 @@ A backend is a package with a function of a primitive's name for each primitive 
 ``unavailable() -> str | None`` (why it can run nothing here) and ``refuses(name, args) -> str | None`` (why it cannot
 run this call). It may also have ``yields(name, args) -> str | None``: why it leaves a call to the backends after it
 unless it is forced, a shape for which one of them is measured faster; and ``COMPOSITES``: what is a composition of
-primitives elsewhere and one call here, as modules with ``refuses(x, *args) -> bool``.
+primitives elsewhere and one call here, as modules with that composition's functions and ``refuses(x, *args) -> bool``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 # Filled by fastcnn.ops.registry.register: the plain-torch implementation of every primitive.
 REFERENCES: dict[str, Callable] = {}
@@ -82,13 +84,24 @@ def is_observed() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether an observer, a dispatch mode, a transform or a trace sees each primitive and operation that runs."""
+    """Whether something sees each primitive and operation that runs, and would not see them in a larger call.
+
+    An observer, a mode (a default device but the CPU is one), a transform, a trace or a profiler.
+    """
     return (
         is_observed()
         or torch._C._len_torch_dispatch_stack() > 0
+        or (torch._C._len_torch_function_stack() > 0 and not _only_names_the_cpu())
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.jit.is_tracing()
+        or torch.autograd._profiler_enabled()
     )
+
+
+def _only_names_the_cpu() -> bool:
+    """Whether all there is on the stack of modes is torch.set_default_device("cpu")."""
+    modes = _get_current_function_mode_stack()
+    return all(type(mode) is DeviceContext and mode.device.type == "cpu" for mode in modes)
 
 
 def _observed(function: Callable, primitive: str, backend: str) -> Callable:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastcnn import backends, cpu, native
@@ -40,18 +38,7 @@ def _is_ordinary(x: Tensor) -> bool:
 
 def _is_watched() -> bool:
     """Whether something watches or transforms what torch runs, and would not see a list of kernels."""
-    return (
-        backends.is_watched()
-        or (torch._C._len_torch_function_stack() > 0 and not _only_names_the_cpu())
-        or torch.autograd._profiler_enabled()
-        or bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-    )
-
-
-def _only_names_the_cpu() -> bool:
-    """Whether all there is on the stack of modes is torch.set_default_device("cpu")."""
-    modes = _get_current_function_mode_stack()
-    return all(type(mode) is DeviceContext and mode.device.type == "cpu" for mode in modes)
+    return backends.is_watched() or bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
 
 
 def _own_copy(value: object) -> object:

@@ -1,5 +1,5 @@
-// Runs a dense block's kernels one after the other. From Python a layer's calls and vectors take 0.9 ms
-// forward and backward (measured: DenseNet-121, 58 layers, a fifth of its training step); here 10 us.
+// Runs a dense block's kernels one after the other. From Python the calls and vectors of a layer cost 0.7 ms,
+// forward and backward (DenseNet-121, batch 8, bf16: 42 of 294 ms).
 #include "ops/dense_block.h"
 
 #include <algorithm>

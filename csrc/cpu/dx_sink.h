@@ -24,7 +24,7 @@ struct DxSink : RegisterSink {
   float* sums;
   bool opens;
   Bounds bounds;
-  int64_t ahead = 0, ahead_column = 0;  // rows that are fetched before their results come, with that column's
+  int64_t ahead = 0, ahead_column = 0;  // see fetching
 
   DxSink(const DxTarget& p, int64_t first, int64_t pitch, float* sums, bool opens)
       : p(p),
@@ -34,7 +34,8 @@ struct DxSink : RegisterSink {
         opens(opens),
         bounds(p.input.affine.act) {}
 
-  // With the results of `column`, fetches the rows that come so many later.
+  // A sink that also fetches into L2 what rows meet in memory, while it takes those that are `rows` before
+  // them; once, with the results of `column`.
   DxSink fetching(int64_t rows, int64_t column) const {
     DxSink other = *this;
     other.ahead = rows;

@@ -49,7 +49,7 @@ class ForwardByMergedTaps {
         columns_(stripe_.source_columns(s_.out_w)),
         line_floats_(round_up(columns_ * s_.channels + 2 * kTileWords, 2 * kTileWords) / 2),
         words_(merged_taps_k(s_) / 2),
-        units_(stripe_, line_floats_ * 4, kStripeBytes, 0, -1, kMergedUnitPixels),
+        units_(LineUnits(stripe_, line_floats_ * 4, kStripeBytes, 0, -1, kMergedUnitPixels).shared()),
         b_(p.packed_weight, s_.kernel_h * words_ * 2),
         offsets_(size_t(s_.kernel_h)) {
     for (int64_t kh = 0; kh < s_.kernel_h; ++kh) offsets_[size_t(kh)] = kh * s_.dilation_h * line_floats_;

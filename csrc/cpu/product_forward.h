@@ -22,7 +22,8 @@ int64_t tile_rows(int64_t words, int64_t pixels) {
 }
 
 inline int64_t most_splits(int64_t panels) { return ceil_div(panels, 2 * kMicroVectors); }
-// Units that a product needs whose panels no threads can share: 3 x 3 to 32 on 7 x 7 ran on one thread.
+// Units that a product needs whose panels no threads can share: 3 x 3 to 32 on 7 x 7 was one, and ran on one
+// thread. Two for each of two: with eight, whole images still.
 inline int64_t least_units(int64_t panels) { return most_splits(panels) == 1 ? 4 : 1; }
 
 // Into how many ranges of panels the threads split each of a product's units, where those are few. It changes

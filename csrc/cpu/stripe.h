@@ -59,16 +59,21 @@ struct StripeShape {
 struct LineUnits {
   int64_t total, count;
 
-  // `least`: units to make, if there are so many lines.
   LineUnits(const StripeShape& s, int64_t slot_bytes, int64_t bytes, int64_t begin = 0, int64_t end = -1,
-            int64_t most_pixels = kUnitPixels, int64_t least = 1)
+            int64_t most_pixels = kUnitPixels)
       : total(end < 0 ? s.total_lines() : end - begin), begin_(begin) {
     int64_t most = 1;
     while (most < total && (most + 1) * s.columns <= most_pixels && s.slots(most + 1) * slot_bytes <= bytes)
       ++most;
     count = ceil_div(total, most);
-    if (count < least) count = least < total ? least : total;
-    if (count > 1 && count < total) count = round_up(count, 2);  // an odd one leaves a thread idle
+  }
+  // For threads to share: no fewer than `least` if there are so many lines, and an even number, or a thread
+  // waits for the last one.
+  LineUnits shared(int64_t least = 1) const {
+    LineUnits units = *this;
+    if (units.count < least) units.count = least < total ? least : total;
+    if (units.count > 1 && units.count < total) units.count = round_up(units.count, 2);
+    return units;
   }
   int64_t first(int64_t unit) const { return begin_ + total * unit / count; }
   int64_t lines(int64_t unit) const { return first(unit + 1) - first(unit); }

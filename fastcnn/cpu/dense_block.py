@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fastcnn import native
 from fastcnn.cpu.affine_act import affine_act_into
-from fastcnn.cpu.arguments import DTYPE_CODES, pointer
+from fastcnn.cpu.arguments import DTYPE_CODES, floats, pointer, statistics
 from fastcnn.cpu.conv2d import weight_layout
 from fastcnn.cpu.memory import empty_nhwc
 from fastcnn.cpu.packing import source
-from fastcnn.ops.dense_layers import SLOTS, Block, Stage, Written
+from fastcnn.ops.dense_layers import SLOTS, Block, Saved, Stage, Written
 from fastcnn.ops.layout import pixel_stride, to_nhwc
 from fastcnn.ops.normalisation import Kind
 
@@ -30,19 +30,19 @@ def widened(x: Tensor, channels: int) -> Tensor:
 
 
 def refuses(x: Tensor, block: Block, tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a block has to run as primitives."""
-    if block.drop.keys or block.group is not None or x.dtype not in DTYPE_CODES:
+    """Whether a block has to run as primitives: what it needs is torch's, or its tensors are more than memory."""
+    if block.drop.keys or block.group is not None or x.dtype not in DTYPE_CODES or x.device.type != "cpu":
         return True
-    return not all(t is None or (type(t) in _PLAIN and t.layout is torch.strided) for t in (x, *tensors))
+    return not all(t is None or _is_plain(t) for t in (x, *tensors))
+
+
+def _is_plain(t: Tensor) -> bool:
+    return type(t) in _PLAIN and t.layout is torch.strided and not t.is_neg() and not t._is_zerotensor()
 
 
 def _readable(stage: Stage) -> Stage:
     """A layer's tensors as the kernels read them."""
-    return Stage(*(source(t) if name.startswith("weight") else _vector(t) for name, t in zip(Stage._fields, stage)))
-
-
-def _vector(v: Tensor | None) -> Tensor | None:
-    return v if v is None or (v.dtype is torch.float32 and v.is_contiguous()) else v.detach().float().contiguous()
+    return Stage(*(source(t) if name.startswith("weight") else floats(t) for name, t in zip(Stage._fields, stage)))
 
 
 def _norm(kind: Kind, maps: int, vectors: Sequence[Tensor | None] = ()) -> tuple:
@@ -50,20 +50,20 @@ def _norm(kind: Kind, maps: int, vectors: Sequence[Tensor | None] = ()) -> tuple
     return (*map(pointer, vectors or (None,) * 4), kind.eps, kind.trains, maps)
 
 
-def _map_addresses(maps: Tensor, channels: int, growth: int, middles: Sequence[int]) -> list[tuple[int, int]]:
-    """Where the maps [4, channels] of each layer's two normalisations are."""
-    places, at = [], maps.data_ptr()
-    for i, middle in enumerate(middles):
-        second = at + 16 * (channels + growth * i)
+def _map_addresses(saved: Saved) -> list[tuple[int, int]]:
+    """Where the maps of each layer's two normalisations are."""
+    places, at = [], saved.maps.data_ptr()
+    for read, (weight1, _) in zip(saved.reads(), saved.weights, strict=True):
+        second = at + 16 * read
         places.append((at, second))
-        at = second + 16 * middle
+        at = second + 16 * weight1.shape[0]
     return places
 
 
-def _block(buffer: Tensor, channels: int, growth: int) -> tuple:
+def _block(saved: Saved) -> tuple:
     """A DenseBlock without its layers."""
-    n, _, h, w = buffer.shape
-    return n, h, w, channels, growth, DTYPE_CODES[buffer.dtype], buffer.data_ptr()
+    n, _, h, w = saved.buffer.shape
+    return n, h, w, saved.reads()[0], saved.growth, DTYPE_CODES[saved.buffer.dtype], saved.buffer.data_ptr()
 
 
 def forward(block: Block, x: Tensor, stages: Sequence[Stage], finish: bool = False) -> Written:
@@ -71,34 +71,27 @@ def forward(block: Block, x: Tensor, stages: Sequence[Stage], finish: bool = Fal
     n, channels, h, w = x.shape
     growth, middles = stages[0].weight2.shape[0], [s.weight1.shape[0] for s in stages]
     buffer = widened(x, channels + growth * len(stages))
-    maps = torch.empty(4 * (sum(range(channels, buffer.shape[1], growth)) + sum(middles)), dtype=torch.float32)
+    maps = x.new_empty(4 * (sum(range(channels, buffer.shape[1], growth)) + sum(middles)), dtype=torch.float32)
     keeps = block.keeps and not finish
-    mids = [empty_nhwc(n, middle, h, w, like=x) for middle in (middles if keeps else [max(middles)])]
+    room = [empty_nhwc(n, middle, h, w, like=x) for middle in (middles if keeps else [max(middles)])]
+    shared = statistics(buffer.shape[1], True, x) if block.shares else None
     trained = sum(m for m, (_, kind2) in zip(middles, block.kinds, strict=True) if kind2.trains)
-    shared = _pair(buffer.shape[1]) if block.shares else None
-    own = _pair(trained) if trained else None
-    readable, layers, at = [_readable(s) for s in stages], [], [0, 0] if own is None else [t.data_ptr() for t in own]
-    for i, (s, places) in enumerate(zip(readable, _map_addresses(maps, channels, growth, middles), strict=True)):
+    own = statistics(trained, True, x) if trained else None
+    mids = room if keeps else [None] * len(stages)
+    saved = Saved(buffer, shared and shared[0], maps, mids, [(s.weight1, s.weight2) for s in stages])
+    readable, layers = [_readable(s) for s in stages], []
+    mean, var = map(pointer, own or (None, None))
+    for i, (s, places) in enumerate(zip(readable, _map_addresses(saved), strict=True)):
         kind1, kind2 = block.kinds[i]
         layers.append((
             _norm(kind1, places[0], s[1:5]), weight_layout(s.weight1),
             _norm(kind2, places[1], s[6:10]), weight_layout(s.weight2),
-            middles[i], mids[i if keeps else 0].data_ptr(), *at,
+            middles[i], room[i if keeps else 0].data_ptr(), mean, var,
         ))  # fmt: skip
         if kind2.trains:
-            at = [address + 4 * middles[i] for address in at]
-    native.module().dense_block_forward(
-        _block(buffer, channels, growth), layers, *map(pointer, shared or (None, None)), finish
-    )
-    kept = mids if keeps else [None] * len(mids)
-    weights = [t for s in stages for t in (s.weight1, s.weight2)]
-    saved = [buffer, shared[0] if shared else None, maps, *kept, *weights]
+            mean, var = mean + 4 * middles[i], var + 4 * middles[i]
+    native.module().dense_block_forward(_block(saved), layers, *map(pointer, shared or (None, None)), finish)
     return Written(buffer, shared, own, x.numel() // channels, saved)
-
-
-def _pair(channels: int) -> tuple[Tensor, Tensor]:
-    """Room for means and variances."""
-    return torch.empty(channels, dtype=torch.float32), torch.empty(channels, dtype=torch.float32)
 
 
 class _Gradients:
@@ -107,12 +100,12 @@ class _Gradients:
     def __init__(self, kinds: tuple[Kind, Kind], weight1: Tensor, weight2: Tensor, need: Stage) -> None:
         middle, read = weight1.shape[:2]
         self._need = need
-        self._dw1 = torch.empty(weight1.shape, dtype=torch.float32) if need.weight1 else None
+        self._dw1 = _empty(need.weight1, weight1, weight1.shape)
         self._dw2 = torch.empty_like(weight2, dtype=torch.float32) if need.weight2 else None
-        self._sums1 = _sums(kinds[0].trains or need.scale1 or need.shift1, read)
-        self._sums2 = _sums(kinds[1].trains or need.scale2 or need.shift2, middle)
-        self._dscale1 = torch.empty(read, dtype=torch.float32) if need.scale1 else None
-        self._dscale2 = torch.empty(middle, dtype=torch.float32) if need.scale2 else None
+        self._sums1 = _empty(kinds[0].trains or need.scale1 or need.shift1, weight1, (2, read))
+        self._sums2 = _empty(kinds[1].trains or need.scale2 or need.shift2, weight1, (2, middle))
+        self._dscale1 = _empty(need.scale1, weight1, (read,))
+        self._dscale2 = _empty(need.scale2, weight1, (middle,))
 
     def arguments(self) -> tuple:
         """A DenseLayerGradient."""
@@ -127,43 +120,40 @@ class _Gradients:
         return Stage(self._dw1, self._dscale1, dshift1, None, None, self._dw2, self._dscale2, dshift2, None, None)
 
 
-def _sums(wanted: bool, channels: int) -> Tensor | None:
-    return torch.empty((2, channels), dtype=torch.float32) if wanted else None
+def _empty(wanted: bool, like: Tensor, shape: Sequence[int]) -> Tensor | None:
+    return torch.empty(shape, dtype=torch.float32, device=like.device) if wanted else None
 
 
-def backward(
-    block: Block, count: int, grad: Tensor, saved: Sequence[Tensor | None], needs: Sequence[bool]
-) -> list[Tensor | None]:
+def _as_kept(saved: Saved) -> Saved:
+    """In the layout of the forward: whoever keeps saved tensors elsewhere may give them back in another one."""
+    buffer, *mids = (
+        None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (saved[0], *saved.mids)
+    )
+    weights = [(source(weight1), source(weight2)) for weight1, weight2 in saved.weights]
+    return Saved(buffer, floats(saved.mean), floats(saved.maps), mids, weights)
+
+
+def backward(block: Block, count: int, grad: Tensor, saved: Saved, needs: Sequence[bool]) -> list[Tensor | None]:
     """As fastcnn.ops.dense_primitives.backward."""
-    layers_count = len(block.kinds)
-    buffer, mean, maps, *rest = saved
-    # Whoever keeps saved tensors elsewhere may give them back in another layout.
-    buffer, *mids = (_dense(t) for t in (buffer, *rest[: -2 * layers_count]))
-    weights = [source(t) for t in rest[-2 * layers_count :]]
-    weights1, weights2 = weights[::2], weights[1::2]
-    n, total_channels, h, w = buffer.shape
-    growth, middles = weights2[0].shape[0], [t.shape[0] for t in weights1]
-    channels, need_x = total_channels - growth * layers_count, needs[0]
-    room = empty_nhwc(n, max(middles), h, w, like=buffer)
-    repeated = None if block.keeps else empty_nhwc(n, max(middles), h, w, like=buffer)
+    saved = _as_kept(saved)
+    n, _, h, w = saved.buffer.shape
+    widest = max(weight1.shape[0] for weight1, _ in saved.weights)
+    dmid = empty_nhwc(n, widest, h, w, like=saved.buffer)
+    repeated = None if block.keeps else empty_nhwc(n, widest, h, w, like=saved.buffer)
     layers, gradients = [], []
-    for i, places in enumerate(_map_addresses(maps, channels, growth, middles)):
-        mid = mids[i] if block.keeps else repeated
-        norms = (_norm(kind, at) for kind, at in zip(block.kinds[i], places, strict=True))
-        (norm1, norm2), (w1, w2) = norms, (weights1[i], weights2[i])
-        layers.append((norm1, weight_layout(w1), norm2, weight_layout(w2), middles[i], mid.data_ptr(), 0, 0))
+    for i, (place1, place2) in enumerate(_map_addresses(saved)):
+        (kind1, kind2), (weight1, weight2) = block.kinds[i], saved.weights[i]
+        layers.append((
+            _norm(kind1, place1), weight_layout(weight1), _norm(kind2, place2), weight_layout(weight2),
+            weight1.shape[0], pointer(saved.mids[i] if block.keeps else repeated), 0, 0,
+        ))  # fmt: skip
         need = Stage(*needs[1 + SLOTS * i : 1 + SLOTS * (i + 1)])
-        gradients.append(_Gradients(block.kinds[i], w1, w2, need))
+        gradients.append(_Gradients(block.kinds[i], weight1, weight2, need))
     # The gradient may be anyone's: what is accumulated into is memory of its own.
-    grad, total = to_nhwc(grad), empty_nhwc(*buffer.shape, like=buffer)
-    dx = empty_nhwc(n, channels, h, w, like=buffer) if need_x else None
+    grad, total = to_nhwc(grad), empty_nhwc(*saved.buffer.shape, like=saved.buffer)
+    dx = empty_nhwc(n, saved.reads()[0], h, w, like=saved.buffer) if needs[0] else None
     native.module().dense_block_backward(
-        _block(buffer, channels, growth), layers, pointer(mean), not block.keeps,
-        [own.arguments() for own in gradients], grad.data_ptr(), pixel_stride(grad),
-        total.data_ptr(), room.data_ptr(), pointer(dx),
+        _block(saved), layers, pointer(saved.mean), not block.keeps, [own.arguments() for own in gradients],
+        grad.data_ptr(), pixel_stride(grad), total.data_ptr(), dmid.data_ptr(), pointer(dx),
     )  # fmt: skip
-    return [dx, *(grad for own in gradients for grad in own.stage())]
-
-
-def _dense(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+    return [dx, *(g for own in gradients for g in own.stage())]

@@ -56,7 +56,7 @@ class BlockCache:
         """An uninitialised tensor of ``size`` bytes in a block that no tensor uses."""
         with self._lock:
             storage = self._take(size).storage
-            return torch.empty(0, dtype=dtype).set_(storage, 0, shape, stride)
+            return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, stride)
 
     def serves(self, size: int) -> bool:
         """Whether an output of so many bytes lies in a block."""
@@ -171,7 +171,7 @@ def empty_nhwc(n: int, c: int, h: int, w: int, like: Tensor, dtype: torch.dtype 
     dtype, cache = dtype or like.dtype, _current()
     size = n * c * h * w * dtype.itemsize
     if not cache.serves(size):
-        return torch.empty((n, c, h, w), dtype=dtype, memory_format=torch.channels_last)
+        return torch.empty((n, c, h, w), dtype=dtype, device="cpu", memory_format=torch.channels_last)
     return cache.empty((n, c, h, w), (h * w * c, 1, w * c, c), dtype, size)
 
 

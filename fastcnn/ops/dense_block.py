@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from fastcnn import backends
 from fastcnn.ops import dense_primitives
-from fastcnn.ops.dense_layers import SLOTS, Block, DenseLayer, Dropout, Stage
+from fastcnn.ops.dense_layers import SLOTS, Block, DenseLayer, Dropout, Saved, Stage
 from fastcnn.ops.dropout import ELEMENT, distribution, key_of
 from fastcnn.ops.known_statistics import remember_statistics
 from fastcnn.ops.layout import accumulation_dtype, autocast, to_nhwc
@@ -34,7 +34,7 @@ MEMORY = ("fast", "min")
 
 
 def _implementation(block: Block, x: Tensor, tensors: Sequence[Tensor | None]) -> ModuleType:
-    """What has the forward and the backward of a whole block."""
+    """What has the forward and the backward of a whole block, for an input or a gradient and the other tensors."""
     return backends.composite("dense_block", x, block, tensors) or dense_primitives
 
 
@@ -42,10 +42,10 @@ class _DenseBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, block, x, *tensors):
         stages = [Stage(*tensors[i : i + SLOTS]) for i in range(0, len(tensors), SLOTS)]
-        ctx.block, ctx.implementation = block, _implementation(block, x, tensors)
-        written = ctx.implementation.forward(block, x, stages)
-        ctx.count = written.count
-        ctx.save_for_backward(*written.saved)
+        written = _implementation(block, x, tensors).forward(block, x, stages)
+        ctx.block, ctx.count = block, written.count
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, *tensors)]
+        ctx.save_for_backward(*written.saved.tensors())
         batch = [*(written.shared or ()), *(written.own or ())]
         if written.shared and block.group is None and not torch.compiler.is_compiling():
             remember_statistics(ctx, written.out, *written.shared)
@@ -57,8 +57,10 @@ class _DenseBlock(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
-        grads = ctx.implementation.backward(ctx.block, ctx.count, grad, ctx.saved_tensors, ctx.needs_input_grad[1:])
-        return None, *grads
+        tensors = ctx.saved_tensors
+        implementation = _implementation(ctx.block, grad, tensors)
+        grads = implementation.backward(ctx.block, ctx.count, grad, Saved.of(tensors), ctx.needs_input_grad[1:])
+        return None, *(None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
 
 
 def _flattened(layer: DenseLayer, acc: torch.dtype) -> tuple[tuple[Kind, Kind], Stage]:

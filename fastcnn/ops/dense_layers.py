@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -66,6 +67,47 @@ class Block(NamedTuple):
         return next((k.group for pair in self.kinds for k in pair if k.trains), None)
 
 
+class Saved(NamedTuple):
+    """What a block's backward needs of its forward. Whoever repeats the forward finds the same tensors to save.
+
+    Attributes:
+        buffer: the output.
+        mean: the batch's mean of its channels, or None where no layer reads it.
+        maps: each normalisation as the map that it is, [4, channels] (`normalisation.Applied`), in one tensor: each layer's
+            first, then its second.
+        mids: the layers' 1x1 outputs, None where they are made again.
+        weights: each layer's two.
+    """
+
+    buffer: Tensor
+    mean: Tensor | None
+    maps: Tensor
+    mids: list[Tensor | None]
+    weights: list[tuple[Tensor, Tensor]]
+
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, for `of`."""
+        return [self.buffer, self.mean, self.maps, *self.mids, *(w for pair in self.weights for w in pair)]
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor | None]) -> Saved:
+        """From its tensors."""
+        buffer, mean, maps, *rest = tensors
+        layers = len(rest) // 3
+        weights = list(zip(rest[layers::2], rest[layers + 1 :: 2], strict=True))
+        return Saved(buffer, mean, maps, rest[:layers], weights)
+
+    @property
+    def growth(self) -> int:
+        """Channels of a slice."""
+        return self.weights[0][1].shape[0]
+
+    def reads(self) -> list[int]:
+        """How many channels each layer reads."""
+        channels, growth = self.weights[0][0].shape[1], self.growth
+        return [channels + growth * i for i in range(len(self.weights))]
+
+
 class Written(NamedTuple):
     """What a block's forward made.
 
@@ -74,11 +116,11 @@ class Written(NamedTuple):
         shared: mean and variance of its channels, or None where no layer reads them.
         own: mean and variance of the 1x1 outputs whose normalisation takes them, one after the other, or None.
         count: the values of a channel that the statistics are of, those of all processes.
-        saved: what the backward of the same implementation needs.
+        saved: what a backward needs, whoever runs it (`Saved`).
     """
 
     out: Tensor
     shared: tuple[Tensor, Tensor] | None
     own: tuple[Tensor, Tensor] | None
     count: int | Tensor
-    saved: list[Tensor | None]
+    saved: Saved

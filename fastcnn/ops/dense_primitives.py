@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcnn.ops import activations
-from fastcnn.ops.dense_layers import SLOTS, Block, Stage, Written
+from fastcnn.ops.dense_layers import SLOTS, Block, Saved, Stage, Written
 from fastcnn.ops.distributed import merge_statistics, sum_over
 from fastcnn.ops.layout import accumulation_dtype, empty_nhwc, to_nhwc
 from fastcnn.ops.normalisation import Applied, Kind, applied, gradient_coefficients
@@ -92,37 +92,38 @@ def forward(block: Block, x: Tensor, stages: Sequence[Stage], finish: bool = Fal
         firsts.append(first)
         seconds.append(second)
         c += growth
-    norms = [t for norm in (*firsts, *seconds) for t in norm]
     shared = (statistics.mean, statistics.var) if shares else None
-    saved = [buffer, statistics.mean if shares else None, *mids, *norms, *(t for s in stages for t in s)]
+    maps = torch.cat([t for first, second in zip(firsts, seconds, strict=True) for t in (*first, *second)])
+    saved = Saved(buffer, shared and shared[0], maps, mids, [(s.weight1, s.weight2) for s in stages])
     own = tuple(torch.cat(vectors) for vectors in zip(*batch, strict=True)) if batch else None
     return Written(buffer, shared, own, statistics.count, saved)
 
 
 def backward(
-    block: Block, count: int | Tensor, grad: Tensor, saved: Sequence[Tensor | None], needs: Sequence[bool]
+    block: Block, count: int | Tensor, grad: Tensor, saved: Saved, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of x and of the layers' tensors, None where ``needs`` asks for none."""
-    n = len(block.kinds)
-    buffer, mean, *rest = saved
-    mids, norms, tensors = rest[:n], rest[n : n + 8 * n], rest[n + 8 * n :]
-    norms = [Applied(*norms[i : i + 4]) for i in range(0, 8 * n, 4)]
-    stages = [Stage(*tensors[i : i + SLOTS]) for i in range(0, len(tensors), SLOTS)]
+    """The gradients of x and of the layers' tensors in the accumulation dtype, None where ``needs`` asks for none."""
     need_x, *needs = needs
     # The gradient may be anyone's: what is accumulated into is a copy.
     total = ops.affine_act_fwd(to_nhwc(grad), None, None, activations.NONE, None)
-    shares = None if mean is None else _Shares(mean)
-    growth, grads = stages[0].weight2.shape[0], []
-    for i in reversed(range(n)):
-        c = buffer.shape[1] - growth * (n - i)
-        layer = _Backward(block, count, i, c, growth, buffer, total, shares)
-        grads = layer.run(stages[i], mids[i], norms[i], norms[n + i], needs[i * SLOTS : (i + 1) * SLOTS]) + grads
+    shares = None if saved.mean is None else _Shares(saved.mean)
+    norms, grads = _norms(saved), []
+    for i in reversed(range(len(block.kinds))):
+        layer = _Backward(block, count, i, saved, total, shares)
+        grads = layer.run(*norms[i], Stage(*needs[i * SLOTS : (i + 1) * SLOTS])) + grads
     dx = None
     if need_x:
-        c = buffer.shape[1] - growth * n
+        c = saved.reads()[0]
         own = None if shares is None else shares.coefficients(0, c)
-        dx = ops.affine_act_dgrad(total[:, :c], buffer[:, :c], None, None, activations.NONE, own, None)
+        dx = ops.affine_act_dgrad(total[:, :c], saved.buffer[:, :c], None, None, activations.NONE, own, None)
     return [dx, *grads]
+
+
+def _norms(saved: Saved) -> list[tuple[Applied, Applied]]:
+    """Each layer's two normalisations."""
+    channels = [(read, weight1.shape[0]) for read, (weight1, _) in zip(saved.reads(), saved.weights, strict=True)]
+    maps = iter(saved.maps.split([4 * c for pair in channels for c in pair]))
+    return [tuple(Applied(*next(maps).view(4, -1).unbind()) for _ in pair) for pair in channels]
 
 
 class _Shares:
@@ -148,21 +149,20 @@ class _Shares:
 
 
 class _Backward(NamedTuple):
-    """The backward of one layer of a block, whose slice begins at channel c."""
+    """The backward of one layer of a block."""
 
     block: Block
     count: int | Tensor
     index: int
-    c: int
-    growth: int
-    buffer: Tensor
+    saved: Saved
     total: Tensor  # the gradient so far, without what coef holds
     shares: _Shares | None
 
     def _upstream(self) -> tuple:
         """The gradient of the 3x3 convolution's output, as a gradient prologue."""
-        own, drop = slice(self.c, self.c + self.growth), self.block.drop
-        grad, y = self.total[:, own], self.buffer[:, own]
+        first, drop = self.saved.reads()[self.index], self.block.drop
+        own = slice(first, first + self.saved.growth)
+        grad, y = self.total[:, own], self.saved.buffer[:, own]
         coef = None if self.shares is None else self.shares.coefficients(own.start, own.stop)
         upstream = (grad, None if coef is None else y, None, None, activations.NONE, coef)
         if not drop.keys:
@@ -171,26 +171,26 @@ class _Backward(NamedTuple):
         dz, _ = ops.dropout_bwd(dense, None, None, activations.NONE, *drop.how, drop.keys[self.index], False)
         return dz, None, None, None, activations.NONE, None
 
-    def run(self, s: Stage, mid: Tensor | None, first: Applied, second: Applied, needs: Sequence[bool]) -> list:
+    def run(self, first: Applied, second: Applied, need: Stage) -> list[Tensor | None]:
         """The gradients of the layer's tensors; adds the prefix's to the buffer."""
-        kind1, kind2 = self.block.kinds[self.index]
-        prefix, need = self.buffer[:, : self.c], Stage(*needs)
-        head = (first.scale, first.shift, _RELU)
+        (kind1, kind2), read = self.block.kinds[self.index], self.saved.reads()[self.index]
+        weight1, weight2 = self.saved.weights[self.index]
+        prefix, mid, head = self.saved.buffer[:, :read], self.saved.mids[self.index], (first.scale, first.shift, _RELU)
         if mid is None:
-            mid, _, _ = ops.pointwise_fwd(prefix, s.weight1, *head, *STORE, _ONE, False)
+            mid, _, _ = ops.pointwise_fwd(prefix, weight1, *head, *STORE, _ONE, False)
         learns2 = kind2.trains or need.scale2 or need.shift2
         dmid, dw2, sums = ops.conv2d_bwd(
-            *self._upstream(), mid, second.scale, second.shift, _RELU, second.mean, s.weight2, None,
+            *self._upstream(), mid, second.scale, second.shift, _RELU, second.mean, weight2, None,
             _ONE, _ONE, _ONE, 1, True, need.weight2, learns2,
         )  # fmt: skip
         coef, dscale2, dshift2 = gradient_coefficients(kind2, second, sums if learns2 else None, self.count)
         learns1 = kind1.trains or need.scale1 or need.shift1
         dw1, sums = ops.pointwise_bwd_into(
-            self.total[:, : self.c], dmid, mid, None, None, activations.NONE, coef, prefix, *head, first.mean,
-            s.weight1, need.weight1, learns1,
+            self.total[:, :read], dmid, mid, None, None, activations.NONE, coef, prefix, *head, first.mean,
+            weight1, need.weight1, learns1,
         )  # fmt: skip
         dscale1, dshift1 = (sums[1] * first.invstd, sums[0]) if learns1 else (None, None)
         if kind1.trains:
             self.shares.add(sums, first, kind1, self.count)
         grads = Stage(dw1, dscale1, dshift1, None, None, dw2, dscale2, dshift2, None, None)
-        return [g.to(t.dtype) if wanted else None for g, t, wanted in zip(grads, s, needs, strict=True)]
+        return [g if wanted else None for g, wanted in zip(grads, need, strict=True)]

@@ -10,12 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from fastcnn import backends, native
 from fastcnn.cpu import dense_block as whole
 from fastcnn.ops import DenseLayer, dense_block
-from tests.ops.test_dense_block import copied, layers, run
+from fastcnn.ops.dense_layers import Block, Dropout
+from fastcnn.ops.normalisation import Kind
+from tests.ops.test_dense_block import copied, layers, plain, run
 from tests.tolerances import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="native module not built")
@@ -35,14 +38,22 @@ def primitives() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def whole_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def whole_calls() -> Iterator[list[str]]:
     """The forwards and backwards of whole blocks that run within."""
     calls: list[str] = []
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("forward", "backward"):
             original = getattr(whole, name)
             patch.setattr(whole, name, lambda *a, n=name, f=original, **k: (calls.append(n), f(*a, **k))[1])
         yield calls
+
+
+@contextlib.contextmanager
+def as_one_call() -> Iterator[None]:
+    """Within the block a forward and a backward run as one call each."""
+    with whole_calls() as calls:
+        yield
+    assert calls == ["forward", "backward"]
 
 
 def assert_same(x: Tensor, block: list[DenseLayer], dtype: torch.dtype, **options) -> None:
@@ -52,7 +63,8 @@ def assert_same(x: Tensor, block: list[DenseLayer], dtype: torch.dtype, **option
     def in_dtype(dtype: torch.dtype, parameters: torch.dtype) -> list[Tensor]:
         return run(lambda x, b: dense_block(x.to(dtype), b, **options), x, copied(block, parameters), grad)
 
-    once = in_dtype(dtype, torch.float32)
+    with as_one_call():
+        once = in_dtype(dtype, torch.float32)
     with primitives() as seen:
         apart, exact = in_dtype(dtype, torch.float32), in_dtype(torch.float64, torch.float64)
     assert "pointwise_bwd_into" in seen
@@ -97,9 +109,9 @@ def test_every_instruction_set(preferred, poison, dtype, memory):
     assert_same(torch.randn(4, 24, 8, 8), layers(3, 24, 12, 48), dtype, memory=memory)
 
 
-def test_one_call_each_way(monkeypatch):
+def test_one_call_each_way():
     x, block = torch.randn(2, 16, 8, 8), copied(layers(3, 16, 8, 32), torch.float32)
-    with whole_calls(monkeypatch) as calls:
+    with whole_calls() as calls:
         dense_block(x, block).sum().backward()
         with torch.no_grad():
             dense_block(x, copied(layers(3, 16, 8, 32, training=False), torch.float32, grad=False))
@@ -107,9 +119,9 @@ def test_one_call_each_way(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_primitives_where_one_call_cannot_run(monkeypatch):
+def test_primitives_where_one_call_cannot_run():
     x, block = torch.randn(2, 16, 8, 8), copied(layers(3, 16, 8, 32), torch.float32)
-    with whole_calls(monkeypatch) as calls:
+    with whole_calls() as calls:
         dense_block(x, block, 0.5).sum().backward()
         dense_block(x.double(), copied(layers(3, 16, 8, 32), torch.float64)).sum().backward()
         with backends.force("reference"):
@@ -117,6 +129,10 @@ def test_primitives_where_one_call_cannot_run(monkeypatch):
         torch.compile(dense_block, backend="aot_eager")(x, block).sum().backward()
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
             assert dense_block(x, block).shape == (2, 40, 8, 8)
+        with torch.profiler.profile():
+            dense_block(x, block).sum().backward()
+        with torch.device("meta"):
+            assert dense_block(x, block).device == x.device
         frozen = copied(layers(3, 16, 8, 32, training=False), torch.float32, grad=False)
         torch.jit.trace(lambda x: dense_block(x, frozen), x, check_trace=False)
     assert calls == []
@@ -140,7 +156,7 @@ def test_only_the_gradients_asked_for(wanted):
         return [] if wanted == "x" else [b[1].norm2.bias]
 
     results = []
-    for context in (contextlib.nullcontext(), primitives()):
+    for context in (as_one_call(), primitives()):
         b, own = copied(block, torch.float32, grad=False), x.clone().requires_grad_(wanted == "x")
         for t in asked(b):
             t.requires_grad_()
@@ -165,7 +181,7 @@ def test_parameters_in_any_form():
     for b, given_x in ((nhwc, x), (bare, x), (copied(block, torch.bfloat16), x.bfloat16())):
         leaves = [t for layer in b for t in (layer.weight1, layer.weight2)]
         grads = []
-        for context in (contextlib.nullcontext(), primitives()):
+        for context in (as_one_call(), primitives()):
             own = [t.detach().clone().requires_grad_() for t in leaves]
             weights = iter(own)
             given = [layer._replace(weight1=next(weights), weight2=next(weights)) for layer in b]
@@ -179,16 +195,19 @@ def test_parameters_in_any_form():
 
 
 def test_saved_tensors_kept_elsewhere():
-    """Hooks on saved tensors may give them back in another memory format."""
+    """Hooks on saved tensors may give them back with other strides."""
     x, block = torch.randn(2, 16, 6, 6), layers(3, 16, 8, 32)
     grad = torch.randn(2, 40, 6, 6)
-    plain = run(dense_block, x, copied(block, torch.float32), grad)
+    with as_one_call():
+        usual = run(dense_block, x, copied(block, torch.float32), grad)
 
     def elsewhere(x: Tensor, b: list[DenseLayer]) -> Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.contiguous().numpy(force=True), torch.from_numpy):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: torch.stack((t, t + 1), -1), lambda t: t[..., 0]):
             return dense_block(x, b)
 
-    for a, b in zip(run(elsewhere, x, copied(block, torch.float32), grad), plain, strict=True):
+    with as_one_call():
+        kept = run(elsewhere, x, copied(block, torch.float32), grad)
+    for a, b in zip(kept, usual, strict=True):
         assert torch.equal(a, b)
 
 
@@ -209,11 +228,97 @@ def test_a_weight_changed_before_backward_is_an_error():
         y.backward()
 
 
-def test_checkpointed_with_a_watcher_in_between():
-    """What is made again may run as primitives where the forward did not: both keep the same to look at."""
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("memory", ["fast", "min"])
+@pytest.mark.parametrize("watched", ["forward", "backward"])
+def test_watched_one_way(reentrant, memory, watched):
+    """Both keep the same, so that what is made again may run as primitives where the forward did not, or otherwise."""
     x, block = torch.randn(2, 16, 6, 6, requires_grad=True), copied(layers(2, 16, 8, 32), torch.float32)
-    y = checkpoint(dense_block, x, block, use_reentrant=True).sum()
-    with primitives():
+    contexts = {"forward": contextlib.nullcontext, "backward": contextlib.nullcontext, watched: primitives}
+    with contexts["forward"]():
+        y = checkpoint(dense_block, x, block, 0.0, memory, use_reentrant=reentrant).sum()
+    with contexts["backward"]():
         y.backward()
-    expected = torch.autograd.grad(dense_block(x, copied(block, torch.float32)).sum(), x)[0]
+    with contexts["forward"]():
+        again = dense_block(x, copied(block, torch.float32), memory=memory).sum()
+    with contexts["backward"]():
+        expected = torch.autograd.grad(again, x)[0]
     assert relative_error(x.grad, expected) <= 2e-6
+
+
+def test_a_backward_that_is_traced():
+    x, block = torch.randn(2, 16, 6, 6, requires_grad=True), copied(layers(2, 16, 8, 32), torch.float32)
+    y = dense_block(x, block)
+
+    def backward(grad: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, grad, retain_graph=True)[0]
+
+    graph, grad = make_fx(backward)(torch.randn(y.shape)), torch.randn(y.shape)
+    assert relative_error(graph(grad), backward(grad)) <= 2e-6
+
+
+def test_a_forced_backend_refuses_other_devices():
+    x, block = torch.randn(2, 16, 6, 6, device="meta"), layers(2, 16, 8, 32)
+    with backends.force("cpu"):
+        assert (
+            backends.composite("dense_block", x, Block(((Kind("train"), Kind("train")),) * 2, Dropout((0, 1, 1))), [])
+            is None
+        )
+        with pytest.raises((backends.BackendError, ValueError)):
+            dense_block(x, block)
+
+
+def test_negated_memory():
+    """Of a tensor whose memory holds other values than it has, the values are read."""
+    x, block = torch.randn(2, 16, 6, 6), copied(layers(2, 16, 8, 32), torch.float32, grad=False)
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert relative_error(dense_block(torch._neg_view(x), block), dense_block(-x, block)) <= 2e-6
+    x.requires_grad_()
+    y = dense_block(x, block)
+    grad = torch.randn(y.shape).contiguous(memory_format=torch.channels_last)
+    of_view, of_values = (torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (torch._neg_view(grad), -grad))
+    assert relative_error(of_view, of_values) <= 2e-6
+
+
+@pytest.mark.parametrize(
+    "of", [lambda y: y.sum(), lambda y: y[:, 5:].square().sum(), lambda y: y.contiguous().square().sum()]
+)
+def test_gradients_in_any_layout(of):
+    x, block = torch.randn(2, 16, 6, 6), layers(2, 16, 8, 32)
+    grads = []
+    for context in (as_one_call(), primitives()):
+        own = x.clone().requires_grad_()
+        with context:
+            of(dense_block(own, copied(block, torch.float32))).backward()
+        grads.append(own.grad)
+    assert relative_error(*grads) <= 2e-6
+
+
+def test_layers_that_share_parameters():
+    x, block = torch.randn(2, 16, 6, 6), copied(layers(3, 16, 8, 32), torch.float32)
+    block = [layer._replace(norm2=block[0].norm2, weight2=block[0].weight2) for layer in block]
+    grads, statistics = [], []
+    for context in (as_one_call(), primitives()):
+        norm = block[0].norm2._replace(running_mean=torch.zeros(32), running_var=torch.ones(32), momentum=0.3)
+        shared = [layer._replace(norm2=norm) for layer in block]
+        with context:
+            loss = dense_block(x, shared).square().sum()
+            grads.append(torch.autograd.grad(loss, [norm.weight, norm.bias, block[0].weight2]))
+        statistics.append((norm.running_mean, norm.running_var))
+    for a, b in zip((*grads[0], *statistics[0]), (*grads[1], *statistics[1]), strict=True):
+        assert relative_error(a, b) <= 2e-6
+
+
+def test_momenta_of_their_own():
+    x, block = torch.randn(2, 16, 6, 6), layers(2, 16, 8, 32)
+    block = [
+        layer._replace(norm1=layer.norm1._replace(momentum=0.1 + i), norm2=layer.norm2._replace(momentum=0.2))
+        for i, layer in enumerate(copied(block, torch.float32))
+    ]
+    twin = copied(block, torch.float32)
+    dense_block(x, block)
+    plain(x, twin)
+    for ours, stock in zip(block, twin, strict=True):
+        for a, b in ((ours.norm1, stock.norm1), (ours.norm2, stock.norm2)):
+            assert relative_error(a.running_mean, b.running_mean) <= 1e-5
+            assert relative_error(a.running_var, b.running_var) <= 1e-5

@@ -57,7 +57,7 @@ class ForwardByLines {
         words_(reduction_words<Words>(s_.channels)),
         stripe_(shape_, words_, s_.out_w),
         panels_(ceil_div(s_.n, kLanes)),
-        units_(shape_, stripe_.slot_floats() * 4, stripe_bytes(), 0, -1, kUnitPixels, least_units(panels_)),
+        units_(LineUnits(shape_, stripe_.slot_floats() * 4, stripe_bytes()).shared(least_units(panels_))),
         b_(p.packed_weight, s_.taps() * words_ * Words::kPerWord),
         offsets_(size_t(s_.taps())) {
     stripe_.hold(units_.longest());

@@ -47,7 +47,7 @@ class GroupStencil {
         block_(s.channels < kBlockChannels ? round_up(s.channels, kLanes) : kBlockChannels),
         blocks_(ceil_div(s.channels, block_)),
         stripe_(shape_, block_, shape.columns),
-        units_(shape_, stripe_.slot_floats() * 4, kStripeBytes),
+        units_(LineUnits(shape_, stripe_.slot_floats() * 4, kStripeBytes).shared()),
         lines_(size_t(s_.kernel_h)) {
     stripe_.hold(units_.longest());
     for (int kh = 0; kh < s_.kernel_h; ++kh) lines_[size_t(kh)] = stripe_.tap(int64_t(kh) * s_.dilation_h, 0);
