@@ -107,15 +107,15 @@ def backward(
     # The gradient may be anyone's: what is accumulated into is a copy.
     total = ops.affine_act_fwd(to_nhwc(grad), None, None, activations.NONE, None)
     shares = None if saved.mean is None else _Shares(saved.mean)
-    norms, grads = _norms(saved), []
+    norms, reads, grads = _norms(saved), saved.reads(), []
     for i in reversed(range(len(block.kinds))):
-        layer = _Backward(block, count, i, saved, total, shares)
+        layer = _Backward(block, count, i, reads[i], saved, total, shares)
         grads = layer.run(*norms[i], Stage(*needs[i * SLOTS : (i + 1) * SLOTS])) + grads
     dx = None
     if need_x:
-        c = saved.reads()[0]
-        own = None if shares is None else shares.coefficients(0, c)
-        dx = ops.affine_act_dgrad(total[:, :c], saved.buffer[:, :c], None, None, activations.NONE, own, None)
+        own = None if shares is None else shares.coefficients(0, reads[0])
+        x = saved.buffer[:, : reads[0]]
+        dx = ops.affine_act_dgrad(total[:, : reads[0]], x, None, None, activations.NONE, own, None)
     return [dx, *grads]
 
 
@@ -154,14 +154,14 @@ class _Backward(NamedTuple):
     block: Block
     count: int | Tensor
     index: int
+    read: int  # the channels before its slice
     saved: Saved
     total: Tensor  # the gradient so far, without what coef holds
     shares: _Shares | None
 
     def _upstream(self) -> tuple:
         """The gradient of the 3x3 convolution's output, as a gradient prologue."""
-        first, drop = self.saved.reads()[self.index], self.block.drop
-        own = slice(first, first + self.saved.growth)
+        own, drop = slice(self.read, self.read + self.saved.growth), self.block.drop
         grad, y = self.total[:, own], self.saved.buffer[:, own]
         coef = None if self.shares is None else self.shares.coefficients(own.start, own.stop)
         upstream = (grad, None if coef is None else y, None, None, activations.NONE, coef)
@@ -173,9 +173,9 @@ class _Backward(NamedTuple):
 
     def run(self, first: Applied, second: Applied, need: Stage) -> list[Tensor | None]:
         """The gradients of the layer's tensors; adds the prefix's to the buffer."""
-        (kind1, kind2), read = self.block.kinds[self.index], self.saved.reads()[self.index]
-        weight1, weight2 = self.saved.weights[self.index]
-        prefix, mid, head = self.saved.buffer[:, :read], self.saved.mids[self.index], (first.scale, first.shift, _RELU)
+        (kind1, kind2), (weight1, weight2) = self.block.kinds[self.index], self.saved.weights[self.index]
+        prefix, mid = self.saved.buffer[:, : self.read], self.saved.mids[self.index]
+        head = (first.scale, first.shift, _RELU)
         if mid is None:
             mid, _, _ = ops.pointwise_fwd(prefix, weight1, *head, *STORE, _ONE, False)
         learns2 = kind2.trains or need.scale2 or need.shift2
@@ -186,7 +186,7 @@ class _Backward(NamedTuple):
         coef, dscale2, dshift2 = gradient_coefficients(kind2, second, sums if learns2 else None, self.count)
         learns1 = kind1.trains or need.scale1 or need.shift1
         dw1, sums = ops.pointwise_bwd_into(
-            self.total[:, :read], dmid, mid, None, None, activations.NONE, coef, prefix, *head, first.mean,
+            self.total[:, : self.read], dmid, mid, None, None, activations.NONE, coef, prefix, *head, first.mean,
             weight1, need.weight1, learns1,
         )  # fmt: skip
         dscale1, dshift1 = (sums[1] * first.invstd, sums[0]) if learns1 else (None, None)
